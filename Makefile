@@ -1,0 +1,107 @@
+# fm: far memory for virtual machines on stock hosts.
+#
+#   make          static musl tools in build/bin, libfm.a and fluidmem.pc in build/lib
+#   make demo     a stock QEMU guest on far memory, start to end
+#   make check    every test (installs what is missing)
+#   make bench    figures beside their references
+#   make SAN=asan | SAN=tsan      the same tools as glibc sanitizer builds in build-asan, build-tsan
+#
+# A new tool is a new folder below cmd/; a new library module is a new file in lib/.
+
+VERSION := 0.1.0
+SAN     ?=
+B       ?= build$(if $(SAN),-$(SAN))
+
+# C modules an ordinary (glibc) program links to: the client side only.
+CLIENT  := lib/client.c lib/ctl.c
+
+TOOLS   := $(notdir $(wildcard cmd/*))
+LIB     := $(filter-out lib/client.c,$(wildcard lib/*.c))
+UNITS   := $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/test_*.c))
+
+HOSTCC  := cc
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wwrite-strings \
+           -Wpointer-arith -Wvla -Wformat=2 -Wundef $(if $(CI),-Werror)
+CFLAGS  ?= -O2 -g
+BASE    := -std=c11 -D_GNU_SOURCE -DFM_VERSION='"$(VERSION)"' -Ilib $(WARN) \
+           -ffile-prefix-map=$(CURDIR)=. -fno-strict-aliasing
+
+ifeq ($(SAN),)
+CC      := musl-gcc
+# musl-gcc hides the system's headers; the kernel's are wanted, after musl's own.
+TOOLCF   = $(BASE) $(CFLAGS) -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu -I$(B)/deps/include
+TOOLLD   = -static -Wl,-z,stack-size=1048576 -L$(B)/deps/lib
+DEPS    := $(B)/deps/.done
+else ifeq ($(SAN),asan)
+CC      := gcc
+TOOLCF   = $(BASE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DFM_DEBUG=1
+TOOLLD   = -fsanitize=address,undefined
+DEPS    :=
+else ifeq ($(SAN),tsan)
+CC      := gcc
+TOOLCF   = $(BASE) -O1 -g -fsanitize=thread -fno-omit-frame-pointer -DFM_DEBUG=1
+TOOLLD   = -fsanitize=thread
+DEPS    :=
+endif
+LIBS    := -ljansson -lpthread
+
+.PHONY: all tools client units demo check bench clean deps
+.SECONDARY:
+all: tools client
+tools: $(TOOLS:%=$(B)/bin/%)
+client: $(B)/lib/libfm.a $(B)/lib/fluidmem.pc
+units: $(UNITS:%=$(B)/tests/%)
+deps: $(DEPS)
+
+# --- dependencies: fetched, verified and built static by deps/build.sh
+$(B)/deps/.done: deps/build.sh $(wildcard deps/*.sum)
+	deps/build.sh $(B)/deps
+	touch $@
+
+# --- tools
+$(B)/obj/%.o: %.c Makefile | $(DEPS)
+	@mkdir -p $(@D)
+	$(CC) $(TOOLCF) -MMD -MP -c -o $@ $<
+
+$(B)/lib/libfmcore.a: $(LIB:%.c=$(B)/obj/%.o)
+	@mkdir -p $(@D)
+	rm -f $@ && ar rcsD $@ $^
+
+define tool
+$(B)/bin/$(1): $(patsubst %.c,$(B)/obj/%.o,$(wildcard cmd/$(1)/*.c)) $(B)/lib/libfmcore.a
+	@mkdir -p $$(@D)
+	$$(CC) $$(TOOLCF) $$(TOOLLD) -o $$@ $$^ $$(LIBS)
+endef
+$(foreach t,$(TOOLS),$(eval $(call tool,$(t))))
+
+# --- unit tests: one program a file, printing TAP
+$(B)/tests/%: $(B)/obj/tests/unit/%.o $(B)/lib/libfmcore.a
+	@mkdir -p $(@D)
+	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $^ $(LIBS)
+
+# --- the client library, by the host's compiler
+$(B)/obj-client/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(HOSTCC) $(BASE) $(CFLAGS) -fPIC -MMD -MP -c -o $@ $<
+
+$(B)/lib/libfm.a: $(CLIENT:%.c=$(B)/obj-client/%.o)
+	@mkdir -p $(@D)
+	rm -f $@ && ar rcsD $@ $^
+
+$(B)/lib/fluidmem.pc: lib/fluidmem.pc.in Makefile
+	@mkdir -p $(@D)
+	sed -e 's|@LIBDIR@|$(abspath $(B)/lib)|; s|@INCLUDEDIR@|$(abspath lib)|; s|@VERSION@|$(VERSION)|' $< > $@
+
+demo:
+	tests/guest/demo.sh
+
+check:
+	tests/check.sh
+
+bench: all
+	bench/run.sh
+
+clean:
+	rm -rf build build-asan build-tsan
+
+-include $(shell find $(B)/obj $(B)/obj-client -name '*.d' 2>/dev/null)

@@ -1,0 +1,50 @@
+/*
+ * libfm: far memory for ordinary C programs.
+ *
+ * Memory from fm_map() behaves like mmap(MAP_SHARED | MAP_ANONYMOUS) memory; what does not fit the
+ * host's budget lives in the store of the fm-faultd that serves it. Link with libfm.a (fluidmem.pc).
+ */
+#ifndef FLUIDMEM_H
+#define FLUIDMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* All zero means defaults. */
+struct fm_options {
+	const char *run_dir;  /* run directory of fm-faultd; NULL: $FM_RUN_DIR, else /run/fm */
+	const char *name;     /* the region's name in fm-stat, 1..63 printable characters without spaces; NULL: the program's name */
+	uint64_t local_bytes; /* local budget of this region, rounded up to pages; 0: only the daemon's global one */
+};
+
+/*
+ * Map length bytes of far memory, zero-filled and page-aligned.
+ *
+ * length: bytes, rounded up to whole 4 KiB pages, at most 16 TiB. options: may be NULL; only read during the call.
+ * Returns the address, or NULL with errno: EINVAL (length 0 or too large, bad name or local_bytes), ECONNREFUSED or
+ * ENOENT (no fm-faultd on that run directory), EACCES (not allowed to connect), EPERM (neither userfaultfd(2) nor the
+ * daemon's /dev/userfaultfd may be used), ENOMEM, EMFILE, EPROTO (the daemon speaks another version).
+ *
+ * The memory is MADV_DONTFORK (a forked child does not have it: touching it there is SIGSEGV) and MADV_DONTDUMP.
+ * A page that is lost by every replica of the store raises SIGBUS when touched, never other bytes. MADV_REMOVE frees
+ * pages (they read as zeros); after MADV_DONTNEED a page holds its old bytes or zeros. mremap() is supported for a whole
+ * mapping only. Any thread; several regions per process.
+ */
+void *fm_map(size_t length, const struct fm_options *options);
+
+/*
+ * Give back memory from fm_map() and free its pages, here and in the store.
+ *
+ * address, length: a whole mapping, or a page-aligned part of one (length is rounded up to pages).
+ * Returns 0, or -1 with errno: EINVAL (not memory of fm_map). No other thread may use the range meanwhile. Any thread.
+ */
+int fm_unmap(void *address, size_t length);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
