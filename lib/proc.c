@@ -1,0 +1,378 @@
+#include "proc.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define FILE_MAX (64u << 20) /* of a text that is read whole: 600,000 mappings */
+
+/* Read a file of /proc whole. -ESRCH when its process is gone. The caller frees *buf. */
+static int read_whole(const char *path, char **buf, size_t *len)
+{
+	size_t cap = 16384, n = 0;
+	char *b, *more;
+	ssize_t r;
+	int fd, e;
+
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	b = malloc(cap);
+	e = b ? 0 : ENOMEM;
+	while (!e) {
+		if (n == cap) {
+			more = cap < FILE_MAX ? realloc(b, cap * 2) : NULL;
+			if (!more) {
+				e = ENOMEM;
+				break;
+			}
+			b = more;
+			cap *= 2;
+		}
+		r = read(fd, b + n, cap - n);
+		if (r == 0)
+			break;
+		if (r > 0)
+			n += (size_t)r;
+		else if (errno != EINTR)
+			e = errno;
+	}
+	close(fd);
+	if (e) {
+		free(b);
+		return -e;
+	}
+	*buf = b;
+	*len = n;
+	return 0;
+}
+
+/* A number at *p, before end; moves *p behind it. false: no digit, or it overflows. */
+static bool number(const char **p, const char *end, unsigned base, uint64_t *out)
+{
+	const char *s = *p;
+	uint64_t v = 0;
+
+	for (; s < end && isxdigit((unsigned char)*s); s++) {
+		unsigned d = isdigit((unsigned char)*s) ? (unsigned)(*s - '0') : (unsigned)((*s | 0x20) - 'a' + 10);
+
+		if (d >= base)
+			break;
+		if (v > (UINT64_MAX - d) / base)
+			return false;
+		v = v * base + d;
+	}
+	if (s == *p)
+		return false;
+	*p = s;
+	*out = v;
+	return true;
+}
+
+static bool literal(const char **p, const char *end, char c)
+{
+	if (*p >= end || **p != c)
+		return false;
+	(*p)++;
+	return true;
+}
+
+int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start)
+{
+	const char *p = memrchr(buf, ')', len), *end = buf + len;
+	unsigned field = 2;
+
+	if (!p)
+		return -EPROTO;
+	/* Only numbers and one letter follow comm, each after one space. */
+	for (p++; p < end; p++)
+		if (*p == ' ' && ++field == 22) {
+			p++;
+			return number(&p, end, 10, start) && p < end && *p == ' ' ? 0 : -EPROTO;
+		}
+	return -EPROTO;
+}
+
+int fm_proc_start(int pid, uint64_t *start)
+{
+	char path[32], *buf;
+	size_t len;
+	int r;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	r = read_whole(path, &buf, &len);
+	if (r)
+		return r;
+	r = fm_proc_parse_start(buf, len, start);
+	free(buf);
+	return r;
+}
+
+int fm_proc_parse_mapping(const char *line, size_t len, struct fm_mapping *m)
+{
+	const char *p = line, *end = line + len;
+	uint64_t major_, minor_;
+
+	memset(m, 0, sizeof *m);
+	if (!number(&p, end, 16, &m->start) || !literal(&p, end, '-') || !number(&p, end, 16, &m->end) || !literal(&p, end, ' '))
+		return -EPROTO;
+	if (m->start >= m->end || end - p < 5)
+		return -EPROTO;
+	m->read = p[0] == 'r';
+	m->write = p[1] == 'w';
+	m->exec = p[2] == 'x';
+	m->shared = p[3] == 's';
+	if (!m->shared && p[3] != 'p')
+		return -EPROTO;
+	p += 4;
+	if (!literal(&p, end, ' ') || !number(&p, end, 16, &m->offset) || !literal(&p, end, ' '))
+		return -EPROTO;
+	if (!number(&p, end, 16, &major_) || !literal(&p, end, ':') || !number(&p, end, 16, &minor_) || !literal(&p, end, ' '))
+		return -EPROTO;
+	if (!number(&p, end, 10, &m->ino))
+		return -EPROTO;
+	m->dev = makedev((unsigned)major_, (unsigned)minor_);
+	while (p < end && *p == ' ')
+		p++;
+	len = (size_t)(end - p);
+	if (len > sizeof m->name - 1)
+		len = sizeof m->name - 1;
+	memcpy(m->name, p, len);
+	return 0;
+}
+
+int fm_proc_parse_maps(const char *buf, size_t len, struct fm_mapping **list, size_t *n)
+{
+	const char *p = buf, *end = buf + len, *eol;
+	struct fm_mapping *v = NULL;
+	size_t lines = 0, k = 0;
+
+	for (size_t i = 0; i < len; i++)
+		lines += buf[i] == '\n';
+	if (len && buf[len - 1] != '\n')
+		lines++;
+	if (lines) {
+		v = calloc(lines, sizeof *v);
+		if (!v)
+			return -ENOMEM;
+	}
+	for (; p < end; p = eol + 1) {
+		eol = memchr(p, '\n', (size_t)(end - p));
+		if (!eol)
+			eol = end;
+		if (fm_proc_parse_mapping(p, (size_t)(eol - p), &v[k++])) {
+			free(v);
+			return -EPROTO;
+		}
+	}
+	*list = v;
+	*n = k;
+	return 0;
+}
+
+int fm_proc_maps(int pid, struct fm_mapping **list, size_t *n)
+{
+	char path[32], *buf;
+	size_t len;
+	int r;
+
+	snprintf(path, sizeof path, "/proc/%d/maps", pid);
+	r = read_whole(path, &buf, &len);
+	if (r)
+		return r;
+	/* A zombie and a kernel thread have the file, but it is empty. */
+	r = len ? fm_proc_parse_maps(buf, len, list, n) : -ESRCH;
+	free(buf);
+	return r;
+}
+
+const struct fm_mapping *fm_proc_find_address(const struct fm_mapping *list, size_t n, uint64_t address)
+{
+	for (size_t i = 0; i < n; i++)
+		if (list[i].start <= address && address < list[i].end)
+			return &list[i];
+	return NULL;
+}
+
+static void vmflag(const char *two, struct fm_vmflags *out)
+{
+	static const struct {
+		char name[3];
+		size_t field;
+	} table[] = {
+	    {"dc", offsetof(struct fm_vmflags, dontfork)},     {"lo", offsetof(struct fm_vmflags, locked)},
+	    {"ht", offsetof(struct fm_vmflags, hugetlb)},      {"um", offsetof(struct fm_vmflags, uffd_missing)},
+	    {"uw", offsetof(struct fm_vmflags, uffd_wp)},      {"io", offsetof(struct fm_vmflags, io)},
+	    {"pf", offsetof(struct fm_vmflags, io)},
+	};
+
+	for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+		if (!memcmp(two, table[i].name, 2))
+			*(bool *)((char *)out + table[i].field) = true;
+}
+
+/* State of a walk through smaps, line by line. */
+struct smaps_walk {
+	uint64_t start; /* of the mapping wanted */
+	bool inside;    /* in its block of lines */
+	struct fm_vmflags *out;
+};
+
+/* One line; returns 1 when the VmFlags of the mapping were seen, -EPROTO when its block ended without, else 0. */
+static int smaps_line(struct smaps_walk *w, const char *p, size_t len)
+{
+	static const char flags[] = "VmFlags:", locked[] = "Locked:";
+	const char *end = p + len;
+	struct fm_mapping m;
+
+	if (fm_proc_parse_mapping(p, len, &m) == 0) {
+		if (w->inside)
+			return -EPROTO;
+		w->inside = m.start == w->start;
+		return 0;
+	}
+	if (!w->inside)
+		return 0;
+	if (len > sizeof locked && !memcmp(p, locked, sizeof locked - 1)) {
+		for (p += sizeof locked - 1; p < end && *p == ' '; p++)
+			;
+		return number(&p, end, 10, &w->out->locked_kib) ? 0 : -EPROTO;
+	}
+	if (len < sizeof flags - 1 || memcmp(p, flags, sizeof flags - 1))
+		return 0;
+	for (p += sizeof flags - 1; end - p >= 3 && *p == ' ' && p[1] != ' '; p += 3)
+		vmflag(p + 1, w->out);
+	return 1;
+}
+
+int fm_proc_parse_vmflags(const char *buf, size_t len, uint64_t start, struct fm_vmflags *out)
+{
+	struct smaps_walk w = {.start = start, .out = out};
+	const char *p = buf, *end = buf + len, *eol;
+	int r;
+
+	memset(out, 0, sizeof *out);
+	for (; p < end; p = eol + 1) {
+		eol = memchr(p, '\n', (size_t)(end - p));
+		if (!eol)
+			eol = end;
+		r = smaps_line(&w, p, (size_t)(eol - p));
+		if (r)
+			return r < 0 ? r : 0;
+	}
+	return w.inside ? -EPROTO : -ENOENT;
+}
+
+int fm_proc_vmflags(int pid, uint64_t start, struct fm_vmflags *out)
+{
+	struct smaps_walk w = {.start = start, .out = out};
+	char path[32], *line = NULL;
+	size_t cap = 0;
+	ssize_t n;
+	FILE *f;
+	int r = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
+	f = fopen(path, "re");
+	if (!f)
+		return errno == ENOENT ? -ESRCH : -errno;
+	memset(out, 0, sizeof *out);
+	while (r == 0 && (n = getline(&line, &cap, f)) > 0)
+		r = smaps_line(&w, line, (size_t)(line[n - 1] == '\n' ? n - 1 : n));
+	if (r == 0)
+		r = w.inside ? -EPROTO : -ENOENT;
+	free(line);
+	fclose(f);
+	return r < 0 ? r : 0;
+}
+
+int fm_proc_find_fd(int pid, uint64_t dev, uint64_t ino)
+{
+	struct dirent *e;
+	struct stat st;
+	char path[32];
+	DIR *d;
+	int r = -ENOENT;
+
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	d = opendir(path);
+	if (!d)
+		return errno == ENOENT ? -ESRCH : -errno;
+	while (r < 0 && (e = readdir(d)))
+		if (isdigit((unsigned char)e->d_name[0]) && fstatat(dirfd(d), e->d_name, &st, 0) == 0 && st.st_dev == dev &&
+		    st.st_ino == ino)
+			r = atoi(e->d_name);
+	closedir(d);
+	return r;
+}
+
+/* Open path if it is the file behind m. */
+static int open_checked(const char *path, const struct fm_mapping *m)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC), e;
+	struct stat st;
+
+	if (fd < 0)
+		return -errno;
+	e = fstat(fd, &st) < 0 ? errno : 0;
+	if (!e && st.st_dev == m->dev && st.st_ino == m->ino)
+		return fd;
+	close(fd);
+	return e ? -e : -ENOENT;
+}
+
+int fm_proc_open_mapping(int pid, const struct fm_mapping *m, int *remote)
+{
+	char path[96];
+	int fd;
+
+	*remote = fm_proc_find_fd(pid, m->dev, m->ino);
+	if (*remote == -ESRCH || *remote == -EACCES)
+		return *remote;
+	if (*remote >= 0) {
+		snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, *remote);
+		fd = open_checked(path, m);
+		if (fd >= 0)
+			return fd;
+	}
+	/* Its descriptor was closed after the mmap, or is read-only. */
+	*remote = -1;
+	snprintf(path, sizeof path, "/proc/%d/map_files/%llx-%llx", pid, (unsigned long long)m->start, (unsigned long long)m->end);
+	return open_checked(path, m);
+}
+
+int fm_proc_other_mapper(int pid, uint64_t dev, uint64_t ino, int *other)
+{
+	DIR *d = opendir("/proc");
+	struct dirent *e;
+	int found = 0;
+
+	if (!d)
+		return -errno;
+	while (!found && (e = readdir(d))) {
+		struct fm_mapping *list;
+		size_t n;
+		int p;
+
+		if (!isdigit((unsigned char)e->d_name[0]))
+			continue;
+		p = atoi(e->d_name);
+		if (p == pid || fm_proc_maps(p, &list, &n))
+			continue;
+		for (size_t i = 0; i < n && !found; i++)
+			if (list[i].shared && list[i].ino == ino && list[i].dev == dev) {
+				*other = p;
+				found = 1;
+			}
+		free(list);
+	}
+	closedir(d);
+	return found;
+}
