@@ -28,6 +28,11 @@ BASE    := -std=c11 -D_GNU_SOURCE -DFM_VERSION='"$(VERSION)"' -Ilib $(WARN) \
 
 ifeq ($(SAN),)
 CC      := musl-gcc
+MISSING := $(strip $(foreach p,gcc musl-gcc cmake,$(if $(shell command -v $(p)),,$(p))))
+# `make demo` and `make check` install them first, then come back here.
+ifneq ($(and $(MISSING),$(if $(filter demo check clean,$(MAKECMDGOALS)),,yes)),)
+$(error $(MISSING): not found: run `sudo tests/install.sh build`)
+endif
 # musl-gcc hides the system's headers; the kernel's are wanted, after musl's own.
 TOOLCF   = $(BASE) $(CFLAGS) -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu -I$(B)/deps/include
 TOOLLD   = -static -Wl,-z,stack-size=1048576 -L$(B)/deps/lib

@@ -1,0 +1,53 @@
+#!/bin/bash
+# Install what is missing for `make`, `make demo` or `make check`, on Debian and its kin.
+#
+#   tests/install.sh build|demo|check
+#
+# Does nothing, and needs no rights, when all of it is there.
+set -euo pipefail
+
+build=(gcc libc6-dev linux-libc-dev binutils make musl-tools cmake)
+demo=("${build[@]}" qemu-system-x86 busybox-static cpio xz-utils jq)
+check=("${demo[@]}" bats pkg-config python3 libjansson-dev shellcheck cppcheck clang-tidy mandoc)
+
+die() {
+	printf 'tests/install.sh: %s\n' "$*" >&2
+	exit 1
+}
+
+case ${1-} in
+build) wanted=("${build[@]}") ;;
+demo) wanted=("${demo[@]}") ;;
+check) wanted=("${check[@]}") ;;
+*)
+	echo 'usage: tests/install.sh build|demo|check' >&2
+	exit 2
+	;;
+esac
+
+command -v dpkg-query > /dev/null || die "not a Debian-like system: install by hand: ${wanted[*]}"
+
+missing=()
+for p in "${wanted[@]}"; do
+	[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2> /dev/null || true)" = installed ] || missing+=("$p")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+	command -v sudo > /dev/null || die "neither root nor sudo here: install by hand: ${missing[*]}"
+	as_root=(sudo)
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() {
+	"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" >> "$log" 2>&1 \
+		< /dev/null
+}
+
+printf 'tests/install.sh: installing %s\n' "${missing[*]}" >&2
+# Old package lists name files that the mirror no longer has: renew them and try once more.
+apt install --no-install-recommends "${missing[@]}" ||
+	{ apt update && apt install --no-install-recommends "${missing[@]}"; } ||
+	die "apt-get could not install ${missing[*]}: $(grep -E '^E:' "$log" | tail -1 || true)"
