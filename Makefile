@@ -98,10 +98,10 @@ $(B)/lib/fluidmem.pc: lib/fluidmem.pc.in Makefile
 	sed -e 's|@LIBDIR@|$(abspath $(B)/lib)|; s|@INCLUDEDIR@|$(abspath lib)|; s|@VERSION@|$(VERSION)|' $< > $@
 
 demo:
-	tests/guest/demo.sh
+	B=$(B) tests/guest/demo.sh
 
 check:
-	tests/check.sh
+	B=$(B) tests/check.sh
 
 bench: all
 	bench/run.sh

@@ -1,0 +1,124 @@
+# Shared by all bats files: `load helper` (tests/guest: `load ../bats/helper`).
+#
+#   FM_BIN       folder of the tools under test (default: build/bin of this tree)
+#   FM_LIB       folder of libfm.a and fluidmem.pc
+#   FM_TEST_TMP  folder for the tests' files instead of bats' own (say, one on tmpfs)
+#
+# A file that starts with the comment `# sanitizers: asan` (or `asan tsan`) is run a second time with FM_BIN set to that
+# sanitizer's build.
+#
+# A process that waits on a userfaultfd which nobody serves hangs whoever reads its memory or command line: no ps, pgrep
+# or pkill in tests. What a test starts in the background it gives to `track`, and teardown ends it by its pid.
+
+FM_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+: "${FM_BIN:=$FM_ROOT/build/bin}" "${FM_LIB:=$FM_ROOT/build/lib}"
+export FM_BIN FM_LIB
+
+# bats runs both around each test. A file with its own setup or teardown calls fm_setup and fm_teardown there.
+setup() {
+	fm_setup
+}
+teardown() {
+	fm_teardown
+}
+
+# Give the test a folder of its own: $FM_TMP, with FM_RUN_DIR below it.
+fm_setup() {
+	FM_TMP=$BATS_TEST_TMPDIR
+	# A Unix socket's path has 107 bytes at most, and folders of folders of CI systems are long.
+	if [ -n "${FM_TEST_TMP-}" ] || [ ${#FM_TMP} -gt 80 ]; then
+		FM_TMP=$(mktemp -d "${FM_TEST_TMP:-/tmp}/fm.XXXXXX")
+	fi
+	export FM_TMP FM_RUN_DIR=$FM_TMP/run
+	FM_PIDS=()
+	FAULTD_PID=
+}
+
+# Kill what the test left running: first clients, which need no daemon to die, then the rest.
+fm_teardown() {
+	local i pid
+	for ((i = ${#FM_PIDS[@]} - 1; i >= 0; i--)); do
+		pid=${FM_PIDS[i]}
+		for pid in "$pid" $(children_of "$pid"); do
+			kill -KILL "$pid" 2> /dev/null || true
+		done
+		wait "${FM_PIDS[i]}" 2> /dev/null || true
+	done
+	[ "$FM_TMP" = "$BATS_TEST_TMPDIR" ] || rm -rf "$FM_TMP"
+}
+
+# End these processes at teardown, with their children.
+track() {
+	FM_PIDS+=("$@")
+}
+
+# Pids of the children of a process, without touching their memory.
+children_of() {
+	cat "/proc/$1/task/"*/children 2> /dev/null || true
+}
+
+# `requires socat || skip "no socat"`
+requires() {
+	command -v "$1" > /dev/null
+}
+
+alive() {
+	kill -0 "$1" 2> /dev/null
+}
+
+gone() {
+	! alive "$1"
+}
+
+# wait_for SECONDS CMD...: poll until the command succeeds. Fails, and says so, when it did not in that time.
+wait_for() {
+	local end=$((${EPOCHREALTIME/./} + $1 * 1000000))
+	local seconds=$1
+	shift
+	until "$@"; do
+		if [ "${EPOCHREALTIME/./}" -gt "$end" ]; then
+			echo "after $seconds s still not: $*" >&2
+			return 1
+		fi
+		sleep 0.05
+	done
+}
+
+# start_faultd [ARGS...]: start fm-faultd on FM_RUN_DIR and a store in the test's folder (later options override these), and
+# wait until it is ready. Sets FAULTD_PID; its messages go to $FM_TMP/faultd.log.
+start_faultd() {
+	local fifo=$FM_TMP/ready.$RANDOM ready
+	mkfifo "$fifo"
+	# Opened for both, so that neither side waits in open().
+	exec {ready}<> "$fifo"
+	# Without 3>&- bats would wait for the daemon to end.
+	"$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 "$@" \
+		4> "$fifo" 3>&- {ready}>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
+	FAULTD_PID=$!
+	track "$FAULTD_PID"
+	rm -f "$fifo"
+	for _ in {1..200}; do
+		if read -r -t 0.1 -u "$ready" _; then
+			exec {ready}>&-
+			return 0
+		fi
+		gone "$FAULTD_PID" && break
+	done
+	exec {ready}>&-
+	echo "fm-faultd did not get ready:" >&2
+	cat "$FM_TMP/faultd.log" >&2
+	return 1
+}
+
+# SIGTERM to fm-faultd: fails unless it ends within 5 s with exit status 0.
+stop_faultd() {
+	local status=0
+	kill -TERM "$FAULTD_PID"
+	wait_for 5 gone "$FAULTD_PID" || return 1
+	wait "$FAULTD_PID" || status=$?
+	[ "$status" -eq 0 ] || {
+		echo "fm-faultd ended with status $status:" >&2
+		cat "$FM_TMP/faultd.log" >&2
+		return 1
+	}
+}

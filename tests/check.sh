@@ -1,0 +1,158 @@
+#!/bin/bash
+# Every check there is (`make check`): builds, unit tests, bats tests, guest tests, lint.
+#
+#   tests/check.sh [SUITE...]    build unit bats guest lint (default: all; the others need a build to be there)
+#
+# B is the build folder (default build; sanitizer builds get -asan and -tsan appended). Each suite's output is kept in
+# $B/check; failures are shown in full. The last line is `N passed, N failed[, N skipped]`; exit status 1 when a check
+# failed or nothing ran.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+B=${B:-build}
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES
+jobs=$(nproc)
+out=$B/check
+passed=0 failed=0 skipped=0
+
+# --- counting
+
+# What one suite did: numbers, seconds, and when it failed its output.
+report() {
+	local name=$1 ok=$2 bad=$3 skip=$4 seconds=$5
+	passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
+	printf '%-40s %4d passed' "$name" "$ok"
+	[ "$bad" -eq 0 ] || printf ', %d FAILED' "$bad"
+	[ "$skip" -eq 0 ] || printf ', %d skipped' "$skip"
+	printf '  (%d s)\n' "$seconds"
+}
+
+# One check: a command that must succeed. check NAME CMD...
+check() {
+	local name=$1 log=$out/${1//[ \/]/-}.log start=$SECONDS status=0
+	shift
+	"$@" > "$log" 2>&1 < /dev/null || status=$?
+	if [ "$status" -eq 0 ]; then
+		report "$name" 1 0 0 $((SECONDS - start))
+	else
+		report "$name" 0 1 0 $((SECONDS - start))
+		cat "$log"
+		printf '(exit status %d)\n' "$status"
+		return 1
+	fi
+}
+
+# Many checks: a program that prints TAP. tap NAME TIMEOUT CMD...
+tap() {
+	local name=$1 limit=$2 log=$out/${1//[ \/]/-}.tap start=$SECONDS status=0 ok bad skip plan
+	shift 2
+	timeout --kill-after=10 "$limit" "$@" > "$log" 2>&1 < /dev/null || status=$?
+	skip=$(grep -ciE '^ok .*# skip' "$log" || true)
+	ok=$(($(grep -c '^ok ' "$log" || true) - skip))
+	bad=$(grep -c '^not ok ' "$log" || true)
+	plan=$(sed -n 's/^1\.\.\([0-9]*\).*/\1/p' "$log" | tail -1)
+	# A program that crashed, hung or left checks out has failed, whatever it printed before.
+	if [ "$bad" -eq 0 ] && { [ "$status" -ne 0 ] || [ "${plan:-x}" != $((ok + skip)) ]; }; then
+		bad=1
+		printf '# exit status %d (124: timed out after %s), plan %s, ran %d\n' "$status" "$limit" "${plan:-missing}" \
+			$((ok + skip)) >> "$log"
+	fi
+	report "$name" "$ok" "$bad" "$skip" $((SECONDS - start))
+	[ "$bad" -eq 0 ] || grep -v '^ok ' "$log" || true
+}
+
+# --- suites
+
+# A build that fails leaves nothing to test with.
+suite_build() {
+	check 'build' make -j"$jobs" "B=$B" CI=1 all units || finish
+	check 'build asan' make -j"$jobs" SAN=asan "B=$B-asan" CI=1 tools units || finish
+	check 'build tsan' make -j"$jobs" SAN=tsan "B=$B-tsan" CI=1 tools units || finish
+}
+
+suite_unit() {
+	local src test fixed=()
+	# gcc 12's TSan does not start when the kernel randomises more address bits than it knows of.
+	! setarch -R true 2> /dev/null || fixed=(setarch -R)
+	for src in tests/unit/test_*.c; do
+		test=$(basename "$src" .c)
+		tap "unit $test" 120 "$B/tests/$test"
+		tap "unit $test asan" 240 "$B-asan/tests/$test"
+		tap "unit $test tsan" 240 "${fixed[@]}" "$B-tsan/tests/$test"
+	done
+}
+
+# bats_file NAME TIMEOUT FILE BIN
+bats_file() {
+	tap "$1" "$2" env "FM_BIN=$(realpath "$4")" "FM_LIB=$(realpath "$B/lib")" bats --tap --timing "$3"
+}
+
+suite_bats() {
+	local f san
+	for f in tests/bats/*.bats; do
+		bats_file "bats $(basename "$f" .bats)" 900 "$f" "$B/bin"
+		for san in asan tsan; do
+			! grep -qE "^# sanitizers:.*\<$san\>" "$f" ||
+				bats_file "bats $(basename "$f" .bats) $san" 900 "$f" "$B-$san/bin"
+		done
+	done
+}
+
+suite_guest() {
+	local f
+	for f in tests/guest/*.bats; do
+		[ ! -e "$f" ] || bats_file "guest $(basename "$f" .bats)" 900 "$f" "$B/bin"
+	done
+}
+
+suite_lint() {
+	local c sh
+	mapfile -t c < <(find lib cmd tests bench contrib -name '*.c' | sort)
+	mapfile -t sh < <(find deps tests bench contrib .ci -name '*.sh' -o -name '*.bash' -o -name '*.bats' -o -path .ci/run | sort)
+	sh+=(tests/guest/init)
+	check 'lint shellcheck' shellcheck -x "${sh[@]}" || true
+	check 'lint cppcheck' cppcheck -q -j "$jobs" --std=c11 --error-exitcode=1 --inline-suppr \
+		--enable=warning,performance,portability \
+		-D_GNU_SOURCE -D__x86_64__ '-DFM_VERSION="0"' -Ilib "${c[@]}" || true
+	check 'lint clang-tidy' each_c clang-tidy --quiet '{}' -- -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib || true
+	check 'lint gcc -fanalyzer' each_c gcc -fanalyzer -Werror -O1 -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib -c \
+		-o /dev/null '{}' || true
+	check 'lint mandoc' mandoc -Tlint -W warning man/*.8 || true
+}
+
+# Run a command once for each C file, {} being its name; fails when one of them fails.
+each_c() {
+	# shellcheck disable=SC2317 # it is reached, through check()
+	find lib cmd tests bench contrib -name '*.c' -print0 | sort -z | xargs -0 -P "$jobs" -I '{}' "$@"
+}
+
+finish() {
+	local line="$passed passed, $failed failed"
+	[ "$skipped" -eq 0 ] || line+=", $skipped skipped"
+	# Nothing run is nothing checked.
+	[ $((passed + failed)) -gt 0 ] || line="0 passed, 1 failed" failed=1
+	printf '%s\n' "$line" | tee "$out/summary"
+	[ "$failed" -eq 0 ] || exit 1
+	exit 0
+}
+
+# --- main
+
+tests/install.sh check
+mkdir -p "$out"
+rm -f "$out"/*
+[ $# -gt 0 ] || set -- build unit bats guest lint
+for suite; do
+	case $suite in
+	build) suite_build ;;
+	unit) suite_unit ;;
+	bats) suite_bats ;;
+	guest) suite_guest ;;
+	lint) suite_lint ;;
+	*)
+		echo "tests/check.sh: $suite: no such suite (build unit bats guest lint)" >&2
+		exit 2
+		;;
+	esac
+done
+finish
