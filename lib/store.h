@@ -1,0 +1,106 @@
+/*
+ * Stores: where pages go that are not on this host. `get / put / delete` in batches, each page with its own result.
+ *
+ * A handle belongs to one thread. Regions are told apart by their 64-bit ids; a page's copy is named by region, page number and
+ * generation, and is immutable: a put of a new generation never changes what a get of the old one may return half-way.
+ */
+#ifndef FM_STORE_H
+#define FM_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What became of one page of a batch. */
+enum fm_store_result {
+	FM_STORE_OK = 0,
+	FM_STORE_FULL, /* put: no room; nothing was stored, try again later */
+	FM_STORE_DOWN, /* no answer: try again later */
+	FM_STORE_LOST, /* get: there is no right copy of this page and generation anywhere, and there will be none */
+};
+
+struct fm_store_req {
+	uint64_t page;  /* page number in the region */
+	uint64_t gen;   /* generation, >= 1 */
+	void *buf;      /* 4096 bytes: filled by get, read by put, unused by delete */
+	enum fm_store_result result;
+};
+
+struct fm_store;
+
+/* What a kind of store must do; see the functions of the same names below. */
+struct fm_store_ops {
+	const char *scheme; /* "dir:" */
+	int (*check)(const char *uri, char *why);
+	int (*open)(const char *uri, struct fm_store **out, char *why);
+	void (*close)(struct fm_store *s);
+	void (*get)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
+	void (*put)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
+	void (*del)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
+	void (*forget)(struct fm_store *s, uint64_t region);
+	int (*region_end)(struct fm_store *s, uint64_t region);
+	int (*usage)(struct fm_store *s, uint64_t *used_bytes, uint64_t *limit_bytes);
+};
+
+/* First member of every kind's own structure. */
+struct fm_store {
+	const struct fm_store_ops *ops;
+};
+
+#define FM_STORE_WHY 256 /* bytes of a why buffer */
+
+/*
+ * Is uri well-formed? Touches nothing outside. Returns 0, or -EINVAL with one line in why ("what: why", FM_STORE_WHY bytes).
+ */
+int fm_store_check(const char *uri, char *why);
+
+/*
+ * Open a handle. Returns 0 and *out (owned by the caller, fm_store_close), or -errno with one line in why. -EINVAL: bad URI.
+ */
+int fm_store_open(const char *uri, struct fm_store **out, char *why);
+
+/* Close a handle; NULL is allowed. What is stored stays. */
+void fm_store_close(struct fm_store *s);
+
+/*
+ * Read, write or delete n pages of a region. Each request's result is set. A put that is FM_STORE_OK was acknowledged by the
+ * store itself. A delete that is FM_STORE_OK left no copy of the page with a generation up to gen. The page protocol makes
+ * sure that nobody else puts or deletes the same page meanwhile.
+ */
+static inline void fm_store_get(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	s->ops->get(s, region, r, n);
+}
+static inline void fm_store_put(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	s->ops->put(s, region, r, n);
+}
+static inline void fm_store_delete(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	s->ops->del(s, region, r, n);
+}
+
+/* This handle will not be used for that region any more: close what is cached for it. */
+static inline void fm_store_forget(struct fm_store *s, uint64_t region)
+{
+	s->ops->forget(s, region);
+}
+
+/* The region ended: free everything stored for it. Returns 0 (also when there was nothing) or -errno. */
+static inline int fm_store_region_end(struct fm_store *s, uint64_t region)
+{
+	return s->ops->region_end(s, region);
+}
+
+/* Bytes used and the most there can be (0: not known). Returns 0, or -errno when the store does not answer. */
+static inline int fm_store_usage(struct fm_store *s, uint64_t *used_bytes, uint64_t *limit_bytes)
+{
+	return s->ops->usage(s, used_bytes, limit_bytes);
+}
+
+extern const struct fm_store_ops fm_store_dir;
+
+/* Are all 4096 bytes zero? page is 8-byte aligned. */
+bool fm_page_is_zero(const void *page);
+
+#endif
