@@ -1,0 +1,473 @@
+#include "evict.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A page of the batch. w: the word as the evictor wrote it last. */
+struct victim {
+	uint32_t page;
+	unsigned shard;
+	uint64_t w;
+	bool had_stored;  /* the store may have held a copy before this batch */
+	bool ours;        /* still owned */
+	bool was_clean;
+	bool zero;
+};
+
+struct batch {
+	struct victim v[FM_EVICT_BATCH];
+	unsigned n;
+	unsigned failed;  /* the store refused, or the range was busy: the page went back to the queue */
+};
+
+uint64_t fm_now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int fm_evictor_init(struct fm_evictor *e, struct fm_daemon_shm *daemon, struct fm_store *store)
+{
+	e->daemon = daemon;
+	e->store = store;
+	e->buf = aligned_alloc(FM_PAGE_SIZE, (size_t)FM_EVICT_BATCH * FM_PAGE_SIZE);
+	return e->buf ? 0 : -ENOMEM;
+}
+
+void fm_evictor_fini(struct fm_evictor *e)
+{
+	free(e->buf);
+	e->buf = NULL;
+}
+
+static void queue_word(struct fm_evict_region *r, uint32_t page, uint64_t w)
+{
+	/* Out of memory loses a hint, not a page: a later sweep finds it. */
+	if (fm_word_state(w) == FM_EMPTY) {
+		if (w & FM_F_STORED)
+			fm_queue_push(r->deletes, page);
+	} else if (fm_word_state(w) != FM_REMOTE && fm_word_state(w) != FM_LOST) {
+		fm_queue_push(r->queue, page);
+	}
+}
+
+void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	const struct fm_region_map *m = &r->map;
+	off_t base = (off_t)m->hdr->words_offset, end = base + (off_t)m->pages * 8, at = base;
+
+	(void)e;
+	while (at < end) {
+		off_t data = lseek(m->fd, at, SEEK_DATA), hole;
+
+		if (data < 0 || data >= end)
+			break;
+		hole = lseek(m->fd, data, SEEK_HOLE);
+		if (hole < 0 || hole > end)
+			hole = end;
+		for (uint64_t p = (uint64_t)(data - base) / 8; p < (uint64_t)(hole - base) / 8; p++) {
+			uint64_t w = fm_ld(&m->words[p]);
+
+			if (w)
+				queue_word(r, (uint32_t)p, w);
+		}
+		at = hole;
+	}
+	r->swept_ns = fm_now_ns();
+}
+
+int fm_evict_begin(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	r->queue = fm_queue_new(r->map.pages);
+	r->deletes = fm_queue_new(r->map.pages);
+	if (!r->queue || !r->deletes) {
+		fm_queue_free(r->queue);
+		fm_queue_free(r->deletes);
+		r->queue = r->deletes = NULL;
+		return -ENOMEM;
+	}
+	for (unsigned i = 0; i < r->map.nshards; i++) {
+		struct fm_shard_shm *s = &r->map.shards[i];
+
+		/* What the rings said until now, the sweep sees in the words. */
+		r->lost_seen[i] = atomic_load_explicit(&s->ring_lost, memory_order_acquire);
+		atomic_store_explicit(&s->ring_tail, atomic_load_explicit(&s->ring_head, memory_order_acquire),
+				      memory_order_release);
+	}
+	fm_evict_sweep(e, r);
+	return 0;
+}
+
+void fm_evict_end(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	fm_store_forget(e->store, r->map.hdr->id);
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		close(r->uffd[i].fd);
+	close(r->memfd);
+	fm_queue_free(r->queue);
+	fm_queue_free(r->deletes);
+	fm_shmfile_region_unmap(&r->map);
+}
+
+static void do_deletes(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	struct fm_store_req req[FM_EVICT_BATCH];
+	uint64_t words[FM_EVICT_BATCH];
+	uint32_t page;
+	unsigned n = 0;
+
+	while (n < FM_EVICT_BATCH && fm_queue_pop(r->deletes, &page)) {
+		uint64_t w = atomic_load(&r->map.words[page]);
+
+		/* Taken again meanwhile: then its next eviction replaces the copy, or finds it EMPTY once more. */
+		if (fm_word_state(w) != FM_EMPTY || !(w & FM_F_STORED))
+			continue;
+		words[n] = w;
+		req[n++] = (struct fm_store_req){.page = page, .gen = fm_word_gen(w)};
+	}
+	if (!n)
+		return;
+	/* Only the evictor puts, so no newer copy can appear while these are deleted. */
+	fm_store_delete(e->store, r->map.hdr->id, req, n);
+	for (unsigned i = 0; i < n; i++) {
+		if (req[i].result != FM_STORE_OK) {
+			fm_bump(&r->map.hdr->evict.store_errors, 1);
+			fm_queue_push(r->deletes, (uint32_t)req[i].page);
+			continue;
+		}
+		fm_bump(&r->map.hdr->evict.store_deletes, 1);
+		/* When the swap fails, a shard has the page; the flag then stays and only costs one delete too many. */
+		fm_page_cas(&r->map.words[req[i].page], words[i], words[i] & ~FM_F_STORED);
+	}
+}
+
+void fm_evict_drain(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	bool lost = false;
+
+	for (unsigned i = 0; i < r->map.nshards; i++) {
+		struct fm_shard_shm *s = &r->map.shards[i];
+		uint32_t head = atomic_load_explicit(&s->ring_head, memory_order_acquire);
+		uint32_t tail = fm_ld(&s->ring_tail), n = fm_ld(&s->ring_lost);
+
+		for (; tail != head; tail++) {
+			uint32_t page = s->ring[tail % FM_RING];
+
+			if (page < r->map.pages)
+				queue_word(r, page, atomic_load(&r->map.words[page]));
+		}
+		atomic_store_explicit(&s->ring_tail, tail, memory_order_release);
+		if (n != r->lost_seen[i]) {
+			r->lost_seen[i] = n;
+			lost = true;
+		}
+	}
+	if (lost)
+		fm_evict_sweep(e, r);
+	do_deletes(e, r);
+}
+
+static unsigned shard_of(const struct fm_evict_region *r, uint32_t page)
+{
+	unsigned i = 0;
+
+	while (i + 1 < r->map.nshards && page >= r->map.shards[i + 1].first_page)
+		i++;
+	return i;
+}
+
+static uint64_t hva_of(const struct fm_evict_region *r, const struct victim *v)
+{
+	const struct fm_shard_shm *s = &r->map.shards[v->shard];
+
+	return fm_ld(&s->hva) + ((uint64_t)v->page - s->first_page) * FM_PAGE_SIZE;
+}
+
+static int by_page(const void *a, const void *b)
+{
+	const struct victim *x = a, *y = b;
+
+	return x->page < y->page ? -1 : x->page > y->page;
+}
+
+/* Length of the run of owned victims from i on that lie side by side in one shard and are all clean, or all dirty. */
+static unsigned run(const struct batch *b, unsigned i)
+{
+	unsigned k = 1;
+
+	while (i + k < b->n && b->v[i + k].ours && b->v[i + k].page == b->v[i].page + k &&
+	       b->v[i + k].shard == b->v[i].shard && b->v[i + k].was_clean == b->v[i].was_clean)
+		k++;
+	return k;
+}
+
+/* Pop up to n pages and take them: DIRTY -> WRITEBACK, CLEAN -> DROPPING. */
+static void take(struct fm_evict_region *r, struct batch *b, unsigned n)
+{
+	uint64_t look = fm_queue_count(r->queue);
+	unsigned kept = 0;
+	uint32_t page;
+
+	b->n = b->failed = 0;
+	while (b->n < n && look-- && fm_queue_pop(r->queue, &page))
+		b->v[b->n++] = (struct victim){.page = page, .shard = shard_of(r, page)};
+	qsort(b->v, b->n, sizeof b->v[0], by_page);
+	for (unsigned i = 0; i < b->n; i++) {
+		struct victim v = b->v[i];
+		fm_word *word = &r->map.words[v.page];
+		uint64_t w = atomic_load(word), nw;
+
+		/* Before the page is ours: whoever cleans up after us looks at the pages named here. */
+		atomic_store(&r->map.hdr->evict_inflight[kept], v.page + 1);
+		do {
+			v.was_clean = fm_word_state(w) == FM_CLEAN;
+			v.had_stored = w & FM_F_STORED;
+			v.zero = v.was_clean && (w & FM_F_ZERO);
+			if (v.was_clean)
+				nw = fm_word_to(w, FM_DROPPING, 0, 0);
+			else if (fm_word_state(w) == FM_DIRTY && fm_word_gen(w) < FM_GEN_MAX)
+				nw = fm_word_to(w, FM_WRITEBACK, FM_F_ZERO, FM_F_STORED) + (1ull << FM_GEN_SHIFT);
+			else
+				break;
+			if (fm_page_cas(word, w, nw)) {
+				v.w = nw;
+				v.ours = true;
+				break;
+			}
+			w = atomic_load(word);
+		} while (1);
+		if (v.ours)
+			b->v[kept++] = v;
+		else if (fm_word_state(w) == FM_BUSY)
+			fm_queue_push(r->queue, v.page); /* a shard has it for a moment */
+	}
+	if (kept < FM_EVICT_BATCH)
+		atomic_store(&r->map.hdr->evict_inflight[kept], 0);
+	b->n = kept;
+}
+
+/* WRITEBACK -> DIRTY, and back to the queue. It may stay write-protected: a DIRTY page may be. */
+static void give_back(struct fm_evict_region *r, struct batch *b, struct victim *v)
+{
+	if (!fm_page_cas(&r->map.words[v->page], v->w, fm_word_to(v->w, FM_DIRTY, 0, 0)))
+		fm_bump(&r->map.hdr->evict.cancelled, 1);
+	fm_queue_push(r->queue, v->page);
+	v->ours = false;
+	b->failed++;
+}
+
+static void write_protect(struct fm_evict_region *r, struct batch *b)
+{
+	for (unsigned i = 0, k; i < b->n; i += k) {
+		enum fm_uffd_result res;
+		struct timespec nap = {.tv_nsec = 50000};
+
+		k = 1;
+		if (b->v[i].was_clean)
+			continue;
+		k = run(b, i);
+		/* EAGAIN lasts until the shard has read the event and its sender has run: usually a few microseconds. */
+		for (int tries = 0;; tries++) {
+			res = fm_uffd_writeprotect(&r->uffd[b->v[i].shard], hva_of(r, &b->v[i]), (uint64_t)k * FM_PAGE_SIZE, true);
+			if (res != FM_UFFD_RETRY || tries == 20)
+				break;
+			nanosleep(&nap, NULL);
+		}
+		if (res == FM_UFFD_DONE)
+			continue;
+		if (res == FM_UFFD_NO_PROCESS)
+			r->gone = true;
+		for (unsigned j = 0; j < k; j++)
+			give_back(r, b, &b->v[i + j]);
+	}
+}
+
+/* Read the dirty pages into their slots of buf (slot i is victim i) and find the ones that are all zero. */
+static void read_pages(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
+{
+	for (unsigned i = 0, k; i < b->n; i += k) {
+		unsigned char *to = e->buf + (size_t)i * FM_PAGE_SIZE;
+		size_t len, got = 0;
+
+		k = 1;
+		if (!b->v[i].ours || b->v[i].was_clean)
+			continue;
+		k = run(b, i);
+		len = (size_t)k * FM_PAGE_SIZE;
+		while (got < len) {
+			ssize_t n = pread(r->memfd, to + got, len - got,
+					  (off_t)(r->map.hdr->memfd_offset + (uint64_t)b->v[i].page * FM_PAGE_SIZE + got));
+
+			if (n < 0 && errno == EINTR)
+				continue;
+			if (n <= 0)
+				break;
+			got += (size_t)n;
+		}
+		for (unsigned j = 0; j < k; j++) {
+			if (got < (size_t)(j + 1) * FM_PAGE_SIZE)
+				give_back(r, b, &b->v[i + j]); /* not readable: it stays */
+			else
+				b->v[i + j].zero = fm_page_is_zero(to + (size_t)j * FM_PAGE_SIZE);
+		}
+	}
+}
+
+/* WRITEBACK -> DROPPING, unless a write took the page back. */
+static void stored(struct fm_evict_region *r, struct victim *v)
+{
+	uint64_t nw = fm_word_to(v->w, FM_DROPPING, 0, v->zero ? FM_F_ZERO : 0);
+
+	/* Nothing was sent for a zero page: it must not cost a delete. */
+	if (v->zero && !v->had_stored)
+		nw &= ~FM_F_STORED;
+	if (fm_page_cas(&r->map.words[v->page], v->w, nw)) {
+		v->w = nw;
+	} else {
+		v->ours = false;
+		fm_bump(&r->map.hdr->evict.cancelled, 1);
+		fm_queue_push(r->queue, v->page);
+	}
+}
+
+static void store_flag(struct fm_evict_region *r, uint64_t set, uint64_t clear)
+{
+	uint64_t f = fm_ld(&r->map.hdr->flags);
+
+	if ((f & set) != set)
+		atomic_fetch_or(&r->map.hdr->flags, set);
+	if (f & clear)
+		atomic_fetch_and(&r->map.hdr->flags, ~clear);
+}
+
+static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
+{
+	struct fm_store_req req[FM_EVICT_BATCH];
+	unsigned who[FM_EVICT_BATCH], n = 0, put = 0;
+	uint64_t bad = 0;
+
+	for (unsigned i = 0; i < b->n; i++) {
+		struct victim *v = &b->v[i];
+
+		if (!v->ours || v->was_clean)
+			continue;
+		if (v->zero) {
+			stored(r, v);
+			continue;
+		}
+		who[n] = i;
+		req[n++] = (struct fm_store_req){
+		    .page = v->page, .gen = fm_word_gen(v->w), .buf = e->buf + (size_t)i * FM_PAGE_SIZE};
+	}
+	if (!n)
+		return;
+	fm_store_put(e->store, r->map.hdr->id, req, n);
+	for (unsigned i = 0; i < n; i++) {
+		if (req[i].result == FM_STORE_OK) {
+			put++;
+			stored(r, &b->v[who[i]]);
+			continue;
+		}
+		bad |= req[i].result == FM_STORE_FULL ? FM_REGION_STORE_FULL : FM_REGION_STORE_DOWN;
+		fm_bump(&r->map.hdr->evict.store_errors, 1);
+		give_back(r, b, &b->v[who[i]]);
+	}
+	fm_bump(&r->map.hdr->evict.store_puts, put);
+	store_flag(r, bad, bad ? 0 : FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN);
+}
+
+static void punch(struct fm_evict_region *r, struct batch *b)
+{
+	for (unsigned i = 0, k; i < b->n; i += k) {
+		k = 1;
+		if (!b->v[i].ours)
+			continue;
+		while (i + k < b->n && b->v[i + k].ours && b->v[i + k].page == b->v[i].page + k)
+			k++;
+		/* Fails only when the client sealed its file meanwhile. The page then stays where it is, write-protected and equal
+		 * to the stored copy, and costs the client memory, not its bytes. */
+		while (fallocate(r->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				 (off_t)(r->map.hdr->memfd_offset + (uint64_t)b->v[i].page * FM_PAGE_SIZE),
+				 (off_t)k * FM_PAGE_SIZE) < 0 &&
+		       errno == EINTR)
+			;
+	}
+}
+
+/* DROPPING -> REMOTE or EMPTY; wake those who ran into it. Returns how many pages left. */
+static unsigned finish(struct fm_evict_region *r, struct batch *b)
+{
+	struct fm_region_hdr *h = r->map.hdr;
+	unsigned left = 0, remote = 0, clean = 0, zero = 0;
+
+	for (unsigned i = 0; i < b->n; i++) {
+		struct victim *v = &b->v[i];
+		fm_word *word = &r->map.words[v->page];
+		uint64_t w, nw;
+		bool empty;
+
+		if (!v->ours)
+			continue;
+		do {
+			w = atomic_load(word); /* a shard may have set the waiter or the discard flag */
+			empty = w & (FM_F_ZERO | FM_F_DISCARD);
+			nw = fm_word_to(w, empty ? FM_EMPTY : FM_REMOTE, FM_F_WAITER | FM_F_ZERO | FM_F_DISCARD, 0);
+		} while (!fm_page_cas(word, w, nw));
+		if (w & FM_F_WAITER)
+			fm_uffd_wake(&r->uffd[v->shard], hva_of(r, v), FM_PAGE_SIZE);
+		if (empty && (nw & FM_F_STORED))
+			fm_queue_push(r->deletes, v->page);
+		left++;
+		remote += !empty;
+		zero += v->zero;
+		clean += v->was_clean && !v->zero;
+	}
+	atomic_fetch_add(&h->remote, remote);
+	fm_bump(&h->evict.evictions, left);
+	fm_bump(&h->evict.evictions_zero, zero);
+	fm_bump(&h->evict.evictions_clean, clean);
+	return left;
+}
+
+static void make_room(struct fm_evictor *e, struct fm_evict_region *r, unsigned left)
+{
+	atomic_fetch_sub(&r->map.hdr->resident, left);
+	atomic_fetch_sub(&e->daemon->resident, left);
+	if (atomic_load(&e->daemon->room_waiters)) {
+		atomic_fetch_add(&e->daemon->room_seq, 1);
+		syscall(SYS_futex, &e->daemon->room_seq, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+	}
+}
+
+unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n)
+{
+	struct batch b;
+	unsigned left;
+
+	take(r, &b, n < FM_EVICT_BATCH ? n : FM_EVICT_BATCH);
+	write_protect(r, &b);
+	read_pages(e, r, &b);
+	put_pages(e, r, &b);
+	punch(r, &b);
+	left = finish(r, &b);
+	if (left)
+		make_room(e, r, left);
+	/* Counted: from here on a crash finds nothing to mend. */
+	for (unsigned i = 0; i < FM_EVICT_BATCH && fm_ld(&r->map.hdr->evict_inflight[i]); i++)
+		atomic_store(&r->map.hdr->evict_inflight[i], 0);
+	if (!left && b.failed)
+		r->stalled_until_ns = fm_now_ns() + 20000000;
+	return left;
+}

@@ -1,0 +1,69 @@
+/*
+ * The eviction path: moves cold pages of regions out to the store. Mechanism only; which pages, says policy.h.
+ *
+ * Theory of operation. A batch of victims is owned by the evictor from the compare-and-swap that makes them WRITEBACK (dirty
+ * ones) or DROPPING (clean ones) on. Dirty ones are write-protected, read from the memfd, and put to the store under a new
+ * generation; only the store's acknowledgement makes them DROPPING. A write meanwhile raises a write-protect fault, by which
+ * the fault shard takes the page back, and the evictor's swap to DROPPING fails: that page stays. What is DROPPING is punched
+ * out of the memfd and becomes REMOTE, or EMPTY when all zero or discarded. PUNCH_HOLE wakes nobody, so the evictor wakes
+ * whoever set the waiter flag. Each page owned stands in the region file's evict_inflight, so that fm-faultd can put things
+ * right after a SIGKILL at any instant. All functions: evictor thread only.
+ */
+#ifndef FM_EVICT_H
+#define FM_EVICT_H
+
+#include "policy.h"
+#include "shmfile.h"
+#include "store.h"
+#include "uffd.h"
+
+/* What the evictor holds for all regions. */
+struct fm_evictor {
+	struct fm_daemon_shm *daemon;
+	struct fm_store *store;
+	unsigned char *buf; /* FM_EVICT_BATCH pages, page-aligned */
+};
+
+/* The evictor's view of one region. */
+struct fm_evict_region {
+	struct fm_region_map map; /* with words, writable */
+	int memfd;
+	struct fm_uffd uffd[FM_MAX_SHARDS];
+	struct fm_queue *queue;   /* resident pages, oldest first */
+	struct fm_queue *deletes; /* EMPTY pages whose store copy is to be deleted */
+	uint32_t lost_seen[FM_MAX_SHARDS]; /* ring_lost as last seen */
+	bool gone;                 /* the client's memory is gone: leave it alone */
+	bool draining;             /* see struct fm_view */
+	uint64_t stalled_until_ns; /* CLOCK_MONOTONIC: nothing could leave; try again then */
+	uint64_t swept_ns;         /* last sweep */
+};
+
+/* Make an evictor over a daemon's shared page and a store (both stay the caller's). Returns 0 or -ENOMEM. */
+int fm_evictor_init(struct fm_evictor *e, struct fm_daemon_shm *daemon, struct fm_store *store);
+void fm_evictor_fini(struct fm_evictor *e);
+
+/*
+ * Begin with a region: map, memfd and uffd are set by the caller and become the evictor's; queues are made and filled by one
+ * sweep over the page words. Returns 0 or -ENOMEM (nothing is closed).
+ */
+int fm_evict_begin(struct fm_evictor *e, struct fm_evict_region *r);
+
+/* Let go of a region: closes its descriptors, unmaps it, frees its queues. */
+void fm_evict_end(struct fm_evictor *e, struct fm_evict_region *r);
+
+/* Read the shards' rings: newly resident pages to the queue, discarded ones to the deletes; then do some deletes. */
+void fm_evict_drain(struct fm_evictor *e, struct fm_evict_region *r);
+
+/* Look at every page word and queue what should be: after a lost ring entry. Touches no hole of the state file. */
+void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r);
+
+/*
+ * Evict up to n pages (at most FM_EVICT_BATCH are taken at a time). Returns how many left the host. 0 with
+ * stalled_until_ns set: nothing can leave now (store full or down, or every page busy).
+ */
+unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n);
+
+/* Time for stalled_until_ns. */
+uint64_t fm_now_ns(void);
+
+#endif
