@@ -149,8 +149,11 @@ static int map_checked(struct fm_region_map *m, unsigned flags, const char **why
 	struct fm_region_hdr *h;
 	uint64_t shards_offset, words_offset, want_size;
 	unsigned nshards;
-	uint64_t pages;
+	uint64_t pages, magic;
 
+	*why = "not finished";
+	if (!m->file_size)
+		return -ENODATA;
 	*why = "shorter than its header";
 	if (m->file_size < sizeof *h)
 		return -EPROTO;
@@ -158,13 +161,18 @@ static int map_checked(struct fm_region_map *m, unsigned flags, const char **why
 	h = mmap(NULL, m->map_bytes, PROT_READ, MAP_SHARED, m->fd, 0);
 	if (h == MAP_FAILED)
 		return -errno;
+	magic = h->magic;
 	nshards = h->nshards;
 	pages = h->pages;
 	/* All that the full check needs must be in the file before it may be touched. */
-	if (h->magic != FM_MAGIC_REGION || h->version != FM_SHM_VERSION ||
+	if (magic != FM_MAGIC_REGION || h->version != FM_SHM_VERSION ||
 	    fm_shmfile_layout(pages, nshards, &shards_offset, &words_offset, &want_size) != 0 || m->file_size != want_size) {
 		*why = fm_shmfile_region_check(h, sizeof *h, m->file_size);
 		munmap(h, sizeof *h);
+		if (!magic) {
+			*why = "not finished";
+			return -ENODATA;
+		}
 		if (!*why)
 			*why = "changes while it is read";
 		return -EPROTO;

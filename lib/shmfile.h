@@ -66,7 +66,8 @@ const char *fm_shmfile_region_check(const void *head, size_t length, uint64_t fi
 /*
  * Open, check and map a region's file. dirfd: the run directory. name: in it; when it has the form of a region file's name,
  * its id must be the header's. flags: of enum fm_shmfile_flag. out: set on success; the caller unmaps it. why: NULL, or set to a
- * static string for -EPROTO. Returns 0; -ENOENT, -EACCES ... (open); -EPROTO (not a region's file, or a damaged one); -ENOMEM.
+ * static string for -EPROTO. Returns 0; -ENOENT, -EACCES ... (open); -ENODATA (being made, or its maker died: no magic yet);
+ * -EPROTO (not a region's file, or a damaged one); -ENOMEM.
  * Never blocks. Any thread.
  */
 int fm_shmfile_region_map(int dirfd, const char *name, unsigned flags, struct fm_region_map *out, const char **why);

@@ -53,8 +53,8 @@ void fm_stats_sum(const struct fm_region_hdr *hdr, const struct fm_shard_shm *sh
 		  struct fm_stats *out);
 
 /*
- * Begin anew: write the sums of now as the baseline, clear_count last. hdr must be mapped writable. One clearing process at a
- * time (the caller holds a lock on the file); readers and daemons may run meanwhile.
+ * Begin anew: write the sums of now as the baseline, clear_count last. hdr must be mapped writable. Any process;
+ * readers and daemons may run meanwhile.
  */
 void fm_stats_clear(struct fm_region_hdr *hdr, const struct fm_shard_shm *shards, unsigned nshards);
 
