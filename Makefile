@@ -50,7 +50,7 @@ DEPS    :=
 endif
 LIBS    := -ljansson -lpthread
 
-.PHONY: all tools client units demo check bench clean deps
+.PHONY: all tools client units guest demo check bench clean deps
 .SECONDARY:
 all: tools client
 tools: $(TOOLS:%=$(B)/bin/%)
@@ -83,6 +83,15 @@ $(foreach t,$(TOOLS),$(eval $(call tool,$(t))))
 $(B)/tests/%: $(B)/obj/tests/unit/%.o $(B)/lib/libfmcore.a
 	@mkdir -p $(@D)
 	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $^ $(LIBS)
+
+# --- the guest of make demo and tests/guest: our static checker and fm-online in an initramfs
+guest: $(B)/guest/initramfs
+$(B)/guest/memcheck: tests/guest/memcheck.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $<
+
+$(B)/guest/initramfs: $(B)/guest/memcheck $(B)/bin/fm-online tests/guest/init tests/guest/initramfs.sh
+	tests/guest/initramfs.sh $@ $(B)/guest/memcheck $(B)/bin/fm-online
 
 # --- the client library, by the host's compiler
 $(B)/obj-client/%.o: %.c Makefile
