@@ -2,6 +2,7 @@
 #
 #   guest_start [--mem SIZE] [--share] [--initramfs FILE] [--accel A] [-- QEMU-ARGS...]
 #   guest_cmd [-t SECONDS] LINE     run a shell line in the guest; prints its output, returns its status (124: no answer)
+#   guest_wait_mib MIB              wait until the guest's MemTotal has come up to that, 60 s at most
 #   guest_stop                      power it off; fails unless QEMU ends within 20 s
 #   guest_kill                      SIGKILL, for teardown
 #
@@ -89,6 +90,11 @@ guest_cmd() {
 	return "${GUEST_LAST#@done }"
 }
 
+guest_wait_mib() {
+	# shellcheck disable=SC2016 # the guest's shell expands it
+	guest_cmd -t 60 'until awk "/^MemTotal:/ { exit \$2 < '$(($1 * 1024))' }" /proc/meminfo; do sleep 0.1; done'
+}
+
 guest_stop() {
 	local i
 	printf 'poweroff -f\n' >&"$GUEST_IN"
@@ -106,6 +112,7 @@ guest_stop() {
 
 guest_kill() {
 	local pid
+	[ -n "$GUEST_DIR" ] || return 0
 	# QEMU first: its parent then ends by itself, and is killed in case QEMU never started.
 	for pid in $(cat "$GUEST_DIR/pid" 2> /dev/null || true) "$GUEST_TIMEOUT_PID"; do
 		[ -z "$pid" ] || kill -KILL "$pid" 2> /dev/null || true
