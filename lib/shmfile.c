@@ -206,7 +206,7 @@ int fm_shmfile_region_map(int dirfd, const char *name, unsigned flags, struct fm
 	m.fd = err = open_file(dirfd, name, flags, &m.file_size);
 	if (err >= 0)
 		err = map_checked(&m, flags, &reason);
-	if (err == 0 && fm_shmfile_region_id(name, &id) && id != m.hdr->id) {
+	if (err == 0 && m.hdr && fm_shmfile_region_id(name, &id) && id != m.hdr->id) {
 		reason = "holds another region than its name says";
 		err = -EPROTO;
 	}

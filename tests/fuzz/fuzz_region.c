@@ -19,6 +19,8 @@ static size_t unfold(const uint8_t *data, size_t size, uint8_t **out)
 	size_t room = 4 * FM_PAGE_SIZE + FM_MAX_SHARDS * sizeof(struct fm_shard_shm), at;
 	uint8_t *buf = calloc(1, room);
 
+	if (!buf)
+		abort();
 	memcpy(buf, data, size < FIELDS ? size : FIELDS);
 	for (unsigned i = 0; i < FM_MAX_SHARDS && size >= FIELDS + (i + 1) * RANGE; i++) {
 		at = (sizeof(struct fm_region_hdr) + 4095) / 4096 * 4096 + i * sizeof(struct fm_shard_shm);

@@ -1,0 +1,176 @@
+#include "sample.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "log.h"
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec ts;
+
+	clock_gettime(clock, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* Budgets say "none" in two ways: 0 and UINT64_MAX. */
+static uint64_t limit(uint64_t pages)
+{
+	return pages == UINT64_MAX ? 0 : pages;
+}
+
+static void read_region(const struct fm_region_map *m, struct sample_region *r)
+{
+	static const unsigned permille[] = { 500, 900, 990, 999 };
+	const struct fm_region_hdr *h = m->hdr;
+
+	r->id = h->id;
+	memcpy(r->name, h->name, sizeof r->name);
+	r->name[sizeof r->name - 1] = '\0';
+	r->pid = h->pid;
+	r->kind = h->kind;
+	r->created_ns = h->created_ns;
+	r->pages = m->pages;
+	r->resident_pages = fm_ld(&h->resident);
+	r->remote_pages = fm_ld(&h->remote);
+	r->limit_pages = limit(fm_ld(&h->limit_pages));
+	r->flags = fm_ld(&h->flags);
+	fm_stats_sum(h, m->shards, m->nshards, false, &r->total);
+	fm_stats_sum(h, m->shards, m->nshards, true, &r->stats);
+	/* The greatest value is exact, percentiles are bounds of buckets: none may seem greater. */
+	r->latency_max_ns = r->stats.latency_max_ns;
+	if (!r->latency_max_ns)
+		r->latency_max_ns = fm_hist_percentile(r->stats.latency, 1000);
+	for (size_t i = 0; i < 4; i++) {
+		r->latency_ns[i] = fm_hist_percentile(r->stats.latency, permille[i]);
+		if (r->latency_ns[i] > r->latency_max_ns)
+			r->latency_ns[i] = r->latency_max_ns;
+	}
+}
+
+static void read_daemon(int dirfd, bool warn, struct sample *s)
+{
+	struct fm_daemon_map m = { .fd = -1 };
+	const char *why = "";
+	int err, alive;
+	uint64_t start;
+
+	alive = fm_shmfile_daemon_alive(dirfd, &s->daemon_pid);
+	if (alive < 0 && warn)
+		fm_warn("%s: %s", FM_DAEMON_LOCK, strerror(-alive));
+	err = fm_shmfile_daemon_map(dirfd, 0, &m, &why);
+	if (err) {
+		if (warn && err != -ENOENT)
+			fm_warn("%s: %s", FM_DAEMON_STATE, err == -EPROTO ? why : strerror(-err));
+		return;
+	}
+	if (alive > 0) {
+		if (!s->daemon_pid) /* in a pid namespace out of sight: what it calls itself */
+			s->daemon_pid = m.shm->pid;
+		start = m.shm->start_ns;
+		s->uptime_s = s->mono_ns > start ? (s->mono_ns - start) / 1000000000u : 0;
+	}
+	s->have_store = true;
+	s->limit_pages = limit(fm_ld(&m.shm->limit_pages));
+	s->resident_pages = fm_ld(&m.shm->resident);
+	memcpy(s->store_uri, m.shm->store_uri, sizeof s->store_uri);
+	s->store_uri[sizeof s->store_uri - 1] = '\0';
+	s->store_up = fm_ld(&m.shm->store_up) != 0;
+	s->store_used_bytes = fm_ld(&m.shm->store_used_bytes);
+	s->store_limit_bytes = fm_ld(&m.shm->store_limit_bytes);
+	s->store_errors = fm_ld(&m.shm->store_errors);
+	fm_shmfile_daemon_unmap(&m);
+}
+
+/* A region that ended, or is being made just now, is no error. */
+static bool comes_and_goes(int err)
+{
+	return err == -ENOENT || err == -ENODATA;
+}
+
+int sample_take(int dirfd, bool warn, struct sample *s)
+{
+	struct fm_region_map m = { .fd = -1 };
+	uint64_t *ids = NULL, resident = 0;
+	char name[FM_REGION_FILE_MAX];
+	const char *why = "";
+	size_t n = 0;
+	int err;
+
+	*s = (struct sample){ .mono_ns = clock_ns(CLOCK_MONOTONIC), .realtime_ns = clock_ns(CLOCK_REALTIME) };
+	read_daemon(dirfd, warn, s);
+	err = fm_shmfile_list(dirfd, &ids, &n);
+	if (err)
+		return err;
+	s->regions = calloc(n ? n : 1, sizeof *s->regions);
+	if (!s->regions) {
+		free(ids);
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < n; i++) {
+		err = fm_shmfile_region_map(dirfd, fm_shmfile_region_name(ids[i], name), 0, &m, &why);
+		if (err) {
+			if (warn && !comes_and_goes(err))
+				fm_warn("%s: %s", name, err == -EPROTO ? why : strerror(-err));
+			continue;
+		}
+		read_region(&m, &s->regions[s->nregions]);
+		resident += s->regions[s->nregions++].resident_pages;
+		fm_shmfile_region_unmap(&m);
+	}
+	free(ids);
+	if (!s->have_store)
+		s->resident_pages = resident;
+	return 0;
+}
+
+void sample_free(struct sample *s)
+{
+	free(s->regions);
+	*s = (struct sample){ 0 };
+}
+
+const struct sample_region *sample_find(const struct sample *earlier, const struct sample_region *r)
+{
+	for (size_t i = 0; earlier && i < earlier->nregions; i++) {
+		const struct sample_region *e = &earlier->regions[i];
+
+		if (e->id == r->id && e->created_ns == r->created_ns)
+			return e;
+	}
+	return NULL;
+}
+
+int sample_clear(int dirfd, size_t *cleared, char file[FM_REGION_FILE_MAX], const char **why)
+{
+	struct fm_region_map m = { .fd = -1 };
+	char name[FM_REGION_FILE_MAX];
+	const char *reason = "";
+	uint64_t *ids = NULL;
+	size_t n = 0;
+	int first, err;
+
+	*cleared = 0;
+	first = fm_shmfile_list(dirfd, &ids, &n);
+	if (first) {
+		strcpy(file, ".");
+		*why = strerror(-first);
+		return first;
+	}
+	for (size_t i = 0; i < n; i++) {
+		err = fm_shmfile_region_map(dirfd, fm_shmfile_region_name(ids[i], name), FM_SHMFILE_WRITE, &m, &reason);
+		if (err == 0) {
+			fm_stats_clear(m.hdr, m.shards, m.nshards);
+			fm_shmfile_region_unmap(&m);
+			++*cleared;
+		} else if (!comes_and_goes(err) && !first) {
+			first = err;
+			strcpy(file, name);
+			*why = err == -EPROTO ? reason : strerror(-err);
+		}
+	}
+	free(ids);
+	return first;
+}

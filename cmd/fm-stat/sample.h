@@ -1,0 +1,60 @@
+/* What fm-stat prints: one look at a run directory, private to the process. */
+#ifndef FM_STAT_SAMPLE_H
+#define FM_STAT_SAMPLE_H
+
+#include "shmfile.h"
+#include "stats.h"
+
+struct sample_region {
+	uint64_t id;
+	char name[FM_NAME_MAX];
+	int32_t pid;
+	uint32_t kind;
+	uint64_t created_ns; /* CLOCK_REALTIME */
+	uint64_t pages;
+	uint64_t resident_pages;
+	uint64_t remote_pages;
+	uint64_t limit_pages; /* 0 none */
+	uint64_t flags;       /* enum fm_region_flag */
+	struct fm_stats stats; /* since the last clear */
+	struct fm_stats total; /* since the region began: what rates are made of */
+	uint64_t latency_ns[4]; /* p50, p90, p99, p99.9 since the last clear */
+	uint64_t latency_max_ns;
+};
+
+struct sample {
+	uint64_t mono_ns;     /* CLOCK_MONOTONIC of the look */
+	uint64_t realtime_ns; /* CLOCK_REALTIME of it */
+	int32_t daemon_pid;   /* 0: not running */
+	uint64_t uptime_s;    /* 0: not running */
+	uint64_t limit_pages; /* 0 none */
+	uint64_t resident_pages;
+	bool have_store; /* daemon.state could be read: the fields below hold */
+	char store_uri[FM_URI_MAX];
+	bool store_up;
+	uint64_t store_used_bytes;
+	uint64_t store_limit_bytes; /* 0 unknown */
+	uint64_t store_errors;
+	struct sample_region *regions; /* in order of their ids */
+	size_t nregions;
+};
+
+/*
+ * Look at the run directory dirfd. Files that cannot be read are left out, with a warning when warn is set. Returns 0 and *s,
+ * to be freed with sample_free(); or -errno.
+ */
+int sample_take(int dirfd, bool warn, struct sample *s);
+
+/* Free what a sample holds. Does nothing for a zeroed one. */
+void sample_free(struct sample *s);
+
+/* The same region in an earlier sample, or NULL. earlier: may be NULL. */
+const struct sample_region *sample_find(const struct sample *earlier, const struct sample_region *r);
+
+/*
+ * Begin all counters of all regions in the run directory anew. Returns 0 and the number of regions in *cleared, or the first
+ * error, after the other regions were cleared: file is set to the file that could not be, and *why to the reason.
+ */
+int sample_clear(int dirfd, size_t *cleared, char file[FM_REGION_FILE_MAX], const char **why);
+
+#endif
