@@ -115,7 +115,10 @@ suite_lint() {
 		--enable=warning,performance,portability \
 		-D_GNU_SOURCE -D__x86_64__ '-DFM_VERSION="0"' -Ilib "${c[@]}" || true
 	check 'lint clang-tidy' each_c clang-tidy --quiet '{}' -- -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib || true
-	check 'lint gcc -fanalyzer' each_c gcc -fanalyzer -Werror -O1 -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib -c \
+	# gcc 12 takes what an array or a structure points to for leaked, and does not believe that an error is never 0:
+	# leaks are found by the ASan runs, and uninitialised values by clang-tidy.
+	check 'lint gcc -fanalyzer' each_c gcc -fanalyzer -Wno-analyzer-malloc-leak \
+		-Wno-analyzer-use-of-uninitialized-value -Werror -O1 -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib -c \
 		-o /dev/null '{}' || true
 	check 'lint mandoc' mandoc -Tlint -W warning man/*.8 || true
 }
