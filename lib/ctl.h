@@ -95,6 +95,15 @@ struct fm_ctl_evictor_ok {
 	char store_uri[FM_URI_MAX];
 };
 
+/*
+ * A region is cut in address order: shard i of n begins at this page, and ends where shard i + 1 begins. Both ends of the
+ * protocol must know, since only the userfaultfd that has a range registered may unregister it. Pure.
+ */
+static inline uint64_t fm_ctl_shard_first(uint64_t pages, unsigned n, unsigned i)
+{
+	return (uint64_t)((unsigned __int128)pages * i / n);
+}
+
 /* Body length that a type must have. 0 for an empty body, -1 for an unknown type. Pure. */
 int fm_ctl_body_length(unsigned type);
 

@@ -220,6 +220,28 @@ int fm_shmfile_region_map(int dirfd, const char *name, unsigned flags, struct fm
 	return 0;
 }
 
+int fm_shmfile_region_map_fd(int fd, unsigned flags, struct fm_region_map *out, const char **why)
+{
+	struct fm_region_map m = {.fd = fd};
+	const char *reason = "not a regular file";
+	struct stat st;
+	int err = fstat(fd, &st) < 0 ? -errno : !S_ISREG(st.st_mode) || st.st_size < 0 ? -EPROTO : 0;
+
+	if (err == 0) {
+		m.file_size = (uint64_t)st.st_size;
+		err = map_checked(&m, flags, &reason);
+	}
+	if (err < 0) {
+		if (why)
+			*why = reason;
+		m.fd = -1; /* stays the caller's */
+		fm_shmfile_region_unmap(&m);
+		return err;
+	}
+	*out = m;
+	return 0;
+}
+
 void fm_shmfile_region_unmap(struct fm_region_map *map)
 {
 	if (map->hdr)

@@ -72,6 +72,12 @@ const char *fm_shmfile_region_check(const void *head, size_t length, uint64_t fi
  */
 int fm_shmfile_region_map(int dirfd, const char *name, unsigned flags, struct fm_region_map *out, const char **why);
 
+/*
+ * As fm_shmfile_region_map(), of an open descriptor of the file, whose name may be gone. On success fd becomes the map's; on
+ * failure it stays the caller's.
+ */
+int fm_shmfile_region_map_fd(int fd, unsigned flags, struct fm_region_map *out, const char **why);
+
 /* Unmap and close. Does nothing for a zeroed or already unmapped one. */
 void fm_shmfile_region_unmap(struct fm_region_map *map);
 

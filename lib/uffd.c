@@ -41,22 +41,27 @@ static int call(const struct fm_uffd *u, unsigned long request, void *arg)
 	return u->ops->ioctl(u->fd, request, arg) < 0 ? errno : 0;
 }
 
+int fm_uffd_open(void)
+{
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), e = errno, dev;
+
+	if (fd >= 0)
+		return fd;
+	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (dev < 0)
+		return -e;
+	fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	close(dev);
+	return fd < 0 ? -e : fd;
+}
+
 int fm_uffd_probe(uint64_t *features)
 {
 	struct uffdio_api api = {.api = UFFD_API};
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK), e = 0, dev;
+	int fd = fm_uffd_open(), e;
 
-	if (fd < 0) {
-		e = errno;
-		dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-		if (dev < 0)
-			return -e;
-		fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-		e = errno;
-		close(dev);
-		if (fd < 0)
-			return -e;
-	}
+	if (fd < 0)
+		return fd;
 	e = ioctl(fd, UFFDIO_API, &api) < 0 ? errno : 0;
 	close(fd);
 	*features = api.features;

@@ -39,8 +39,14 @@ enum fm_uffd_result fm_uffd_classify(int error);
 #define FM_UFFD_POISON 0x4000ull
 
 /*
- * Which features has this kernel? Opens a userfaultfd of our own (syscall, else /dev/userfaultfd) and closes it. Returns 0 and
- * *features, or -errno (-EPERM: not allowed; -ENOSYS: no such system call). Any thread.
+ * A userfaultfd of our own process (O_CLOEXEC | O_NONBLOCK): by the system call, else by /dev/userfaultfd. Returns a descriptor
+ * that the caller owns, or -errno (-EPERM: not allowed; -ENOSYS: no such system call). Any thread.
+ */
+int fm_uffd_open(void);
+
+/*
+ * Which features has this kernel? Opens a userfaultfd of our own and closes it. Returns 0 and *features, or -errno as
+ * fm_uffd_open(). Any thread.
  */
 int fm_uffd_probe(uint64_t *features);
 

@@ -1,0 +1,438 @@
+/*
+ * The evictor: one thread that waits for fm-faultd's messages and for its eventfd, and evicts while a budget is exceeded.
+ */
+#include "evictord.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "ctl.h"
+#include "evict.h"
+#include "log.h"
+
+/* A request to evict from one region. */
+struct task {
+	struct task *next;
+	struct fm_ctl_evict ask;
+	uint64_t done;
+	unsigned idle; /* rounds without progress */
+};
+
+struct slot {
+	struct slot *next;
+	struct fm_evict_region r;
+};
+
+struct evictord {
+	int fd;      /* control connection */
+	int wake_fd; /* eventfd */
+	struct fm_daemon_shm *daemon;
+	struct fm_evictor evictor;
+	struct slot *slots;
+	unsigned nslots;
+	struct fm_view *views; /* nslots of them, in the order of slots */
+	struct task *tasks;
+	bool draining;
+	bool eof;
+};
+
+static volatile sig_atomic_t terminated;
+
+static void on_term(int sig)
+{
+	(void)sig;
+	terminated = 1;
+}
+
+static struct slot *find(struct evictord *d, uint64_t id)
+{
+	struct slot *s = d->slots;
+
+	while (s && s->r.map.hdr->id != id)
+		s = s->next;
+	return s;
+}
+
+/* --- messages */
+
+static void add_region(struct evictord *d, uint64_t id, const int *fds, unsigned nfds)
+{
+	const char *why = NULL;
+	struct slot *s = calloc(1, sizeof *s);
+	struct fm_view *views = realloc(d->views, (d->nslots + 1) * sizeof *views);
+	int e = !s || !views ? -ENOMEM : 0;
+
+	if (views)
+		d->views = views;
+	if (e == 0)
+		e = fm_shmfile_region_map_fd(fds[0], FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &s->r.map, &why);
+	if (e == 0 && (s->r.map.hdr->id != id || nfds != 2 + s->r.map.nshards))
+		e = -EPROTO;
+	if (e == 0) {
+		s->r.memfd = fds[1];
+		for (unsigned i = 0; i < s->r.map.nshards; i++)
+			s->r.uffd[i] = (struct fm_uffd){.fd = fds[2 + i], .ops = &fm_uffd_kernel};
+		e = fm_evict_begin(&d->evictor, &s->r);
+	}
+	if (e) {
+		/* Its pages then stay here; the others' budgets are kept all the same. */
+		fm_warn("region %016llx: cannot be evicted from: %s", (unsigned long long)id, why ? why : strerror(-e));
+		if (s && s->r.map.hdr)
+			fm_shmfile_region_unmap(&s->r.map);
+		else
+			close(fds[0]);
+		for (unsigned i = 1; i < nfds; i++)
+			close(fds[i]);
+		free(s);
+		return;
+	}
+	s->next = d->slots;
+	d->slots = s;
+	d->nslots++;
+}
+
+static void end_task(struct evictord *d, struct task *t)
+{
+	struct fm_ctl_evict reply = {.id = t->ask.id, .pages = t->done, .cookie = t->ask.cookie};
+
+	for (struct task **link = &d->tasks; *link; link = &(*link)->next)
+		if (*link == t) {
+			*link = t->next;
+			break;
+		}
+	if (fm_ctl_send(d->fd, FM_CTL_EVICTED, &reply, NULL, 0))
+		d->eof = true;
+	free(t);
+}
+
+static void del_region(struct evictord *d, const struct fm_ctl_region *m)
+{
+	struct task *next;
+
+	for (struct task *t = d->tasks; t; t = next) {
+		next = t->next;
+		if (t->ask.id == m->id)
+			end_task(d, t);
+	}
+	for (struct slot **link = &d->slots, *s; (s = *link); link = &s->next)
+		if (s->r.map.hdr->id == m->id) {
+			*link = s->next;
+			d->nslots--;
+			fm_evict_end(&d->evictor, &s->r);
+			free(s);
+			break;
+		}
+	if (fm_ctl_send(d->fd, FM_CTL_REGION_GONE, m, NULL, 0))
+		d->eof = true;
+}
+
+static void add_task(struct evictord *d, const struct fm_ctl_evict *ask)
+{
+	struct slot *s = find(d, ask->id);
+	struct task *t = calloc(1, sizeof *t), **link;
+
+	if (!t)
+		return;
+	t->ask = *ask;
+	/* "Everything" is what is here now: a client that faults pages back in must not keep us for ever. */
+	if (s && t->ask.pages > fm_ld(&s->r.map.hdr->resident))
+		t->ask.pages = fm_ld(&s->r.map.hdr->resident);
+	for (link = &d->tasks; *link; link = &(*link)->next)
+		;
+	*link = t;
+	if (!s)
+		end_task(d, t);
+}
+
+static void on_message(struct evictord *d)
+{
+	union {
+		struct fm_ctl_region region;
+		struct fm_ctl_evict evict;
+		char bytes[FM_CTL_MAX];
+	} m;
+	int fds[FM_CTL_FDS];
+	unsigned type, nfds;
+
+	if (fm_ctl_recv(d->fd, &type, &m, sizeof m, fds, &nfds)) {
+		d->eof = true;
+		return;
+	}
+	switch (type) {
+	case FM_CTL_REGION_ADD:
+		if (nfds >= 3) {
+			add_region(d, m.region.id, fds, nfds);
+			return;
+		}
+		break;
+	case FM_CTL_REGION_DEL:
+		del_region(d, &m.region);
+		break;
+	case FM_CTL_EVICT:
+		add_task(d, &m.evict);
+		break;
+	default:
+		break;
+	}
+	while (nfds)
+		close(fds[--nfds]);
+}
+
+/* --- work */
+
+/* Batches for requests: one each. Returns true when some are left. */
+static bool do_tasks(struct evictord *d, uint64_t now)
+{
+	struct task *next;
+	bool left = false;
+
+	for (struct task *t = d->tasks; t; t = next) {
+		struct slot *s = find(d, t->ask.id);
+		uint64_t want = t->ask.pages - t->done;
+		unsigned n = 0;
+
+		next = t->next;
+		if (s && now >= s->r.stalled_until_ns && !s->r.gone) {
+			if (fm_queue_count(s->r.queue) < want && t->idle)
+				fm_evict_sweep(&d->evictor, &s->r);
+			n = fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
+		}
+		t->done += n;
+		t->idle = n ? 0 : t->idle + 1;
+		/* A few empty rounds: pages are busy for a moment, or the store refuses; then say what was done. */
+		if (!s || s->r.gone || t->done >= t->ask.pages || t->idle > 10)
+			end_task(d, t);
+		else
+			left = true;
+	}
+	return left;
+}
+
+static void look(struct evictord *d, uint64_t now)
+{
+	unsigned i = 0;
+
+	for (struct slot *s = d->slots; s; s = s->next) {
+		struct fm_region_hdr *h = s->r.map.hdr;
+		uint64_t limit = fm_ld(&h->limit_pages), resident = fm_ld(&h->resident);
+		struct fm_marks m = fm_policy_marks(limit ? limit : FM_LIMIT_NONE);
+
+		fm_evict_drain(&d->evictor, &s->r);
+		if (resident > m.high)
+			s->r.draining = true;
+		else if (resident <= m.low)
+			s->r.draining = false;
+		d->views[i++] = (struct fm_view){
+		    .resident = resident,
+		    .limit = limit,
+		    .queued = fm_queue_count(s->r.queue),
+		    .draining = s->r.draining,
+		    .stalled = s->r.gone || now < s->r.stalled_until_ns,
+		};
+	}
+}
+
+static struct slot *nth(struct evictord *d, int n)
+{
+	struct slot *s = d->slots;
+
+	while (n--)
+		s = s->next;
+	return s;
+}
+
+/* Over budget, but no page queued: a hint was lost (a crash, no memory). Look at the words, now and then. */
+static void sweep_some(struct evictord *d, uint64_t now)
+{
+	for (struct slot *s = d->slots; s; s = s->next)
+		if (!fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) && now > s->r.swept_ns + 50000000)
+			fm_evict_sweep(&d->evictor, &s->r);
+}
+
+/* One round. Returns how long to sleep, ms: 0 not at all, -1 until woken. */
+static int work(struct evictord *d)
+{
+	uint64_t now = fm_now_ns(), total = fm_ld(&d->daemon->resident), limit = fm_ld(&d->daemon->limit_pages), take;
+	struct fm_marks g = fm_policy_marks(limit);
+	bool tasks, over;
+	int pick;
+
+	if (total > g.high)
+		d->draining = true;
+	else if (total <= g.low)
+		d->draining = false;
+	look(d, now);
+	tasks = do_tasks(d, now);
+	pick = fm_policy_pick(d->views, d->nslots, total, limit, d->draining, &take);
+	if (pick >= 0) {
+		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
+		return 0;
+	}
+	over = d->draining;
+	for (unsigned i = 0; i < d->nslots; i++)
+		over |= d->views[i].draining;
+	if (over)
+		sweep_some(d, now);
+	for (struct slot *s = d->slots; s; s = s->next)
+		if (fm_queue_count(s->r.deletes))
+			return tasks ? 0 : 5;
+	return tasks ? 2 : over ? 5 : -1;
+}
+
+static void loop(struct evictord *d, struct evict_job *job)
+{
+	while (!d->eof && !terminated) {
+		struct pollfd p[2] = {{.fd = d->fd, .events = POLLIN}, {.fd = d->wake_fd, .events = POLLIN}};
+		int sleep_ms = work(d);
+		uint64_t n;
+
+		if (job && !d->tasks && job->evicted == UINT64_MAX)
+			return;
+		if (sleep_ms) {
+			/* Say that we sleep, then look once more: a shard that saw us awake a moment ago did not wake us. */
+			atomic_store(&d->daemon->evictor_sleeping, 1);
+			sleep_ms = work(d);
+		}
+		if (poll(p, 2, sleep_ms) < 0 && errno != EINTR)
+			return;
+		if (sleep_ms)
+			atomic_store(&d->daemon->evictor_sleeping, 0);
+		if (p[1].revents && read(d->wake_fd, &n, sizeof n) < 0) {
+			/* another woke us */
+		}
+		if (p[0].revents)
+			on_message(d);
+	}
+}
+
+/* --- start and end */
+
+static int lock_evictor(const char *run_dir)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	char path[4096];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/evict.lock", run_dir);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+	if (fd < 0)
+		fm_die(FM_EXIT_FAILED, "%s: cannot open: %m", path);
+	if (fcntl(fd, F_SETLK, &l) < 0) {
+		l.l_type = F_WRLCK;
+		fcntl(fd, F_GETLK, &l);
+		fm_die(FM_EXIT_FAILED, "%s: an evictor runs already, pid %d", run_dir, l.l_pid);
+	}
+	return fd;
+}
+
+static struct fm_daemon_shm *map_daemon(int fd)
+{
+	struct stat st;
+	struct fm_daemon_shm *s;
+
+	if (fstat(fd, &st) < 0 || (size_t)st.st_size < sizeof *s)
+		return NULL;
+	s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	return s == MAP_FAILED || s->magic != FM_MAGIC_DAEMON || s->version != FM_SHM_VERSION ? NULL : s;
+}
+
+/* Ask to be the evictor; fills d and returns the store's URI in ok. */
+static void enlist(struct evictord *d, const char *run_dir, struct fm_ctl_evictor_ok *ok)
+{
+	int fds[FM_CTL_FDS], r;
+	unsigned type, nfds;
+	union {
+		struct fm_ctl_evictor_ok ok;
+		struct fm_ctl_error error;
+		char bytes[FM_CTL_MAX];
+	} m;
+
+	d->fd = fm_ctl_connect(run_dir);
+	if (d->fd < 0)
+		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd cannot be reached: %s", run_dir, strerror(-d->fd));
+	r = fm_ctl_send(d->fd, FM_CTL_EVICTOR, NULL, NULL, 0);
+	if (r == 0)
+		r = fm_ctl_recv(d->fd, &type, &m, sizeof m, fds, &nfds);
+	if (r)
+		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd does not answer: %s", run_dir, strerror(-r));
+	if (type == FM_CTL_ERROR) {
+		m.error.text[sizeof m.error.text - 1] = '\0';
+		fm_die(FM_EXIT_FAILED, "%s: fm-faultd refuses: %s", run_dir, m.error.text);
+	}
+	if (type != FM_CTL_EVICTOR_OK || nfds != 2)
+		fm_die(FM_EXIT_FAILED, "%s: fm-faultd answers in another language", run_dir);
+	*ok = m.ok;
+	ok->store_uri[sizeof ok->store_uri - 1] = '\0';
+	d->daemon = map_daemon(fds[0]);
+	close(fds[0]);
+	d->wake_fd = fds[1];
+	if (!d->daemon)
+		fm_die(FM_EXIT_FAILED, "%s/%s: is damaged or of another version", run_dir, FM_DAEMON_STATE);
+}
+
+int evictord_run(const char *run_dir, struct evict_job *job)
+{
+	struct sigaction sa = {.sa_handler = on_term};
+	struct evictord d = {0};
+	struct fm_ctl_evictor_ok ok;
+	struct fm_store *store;
+	char why[FM_STORE_WHY];
+	struct rlimit l;
+	int lock = lock_evictor(run_dir);
+
+	sigaction(SIGTERM, &sa, NULL);
+	sigaction(SIGINT, &sa, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
+		l.rlim_cur = l.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &l);
+	}
+	enlist(&d, run_dir, &ok);
+	if (fm_store_open(ok.store_uri, &store, why))
+		fm_die(FM_EXIT_FAILED, "%s", why);
+	if (fm_evictor_init(&d.evictor, d.daemon, store))
+		fm_die(FM_EXIT_FAILED, "out of memory");
+	if (job) {
+		/* The regions follow the reply at once; ours is among them, or it does not exist. */
+		struct pollfd p = {.fd = d.fd, .events = POLLIN};
+		struct fm_ctl_evict ask = {.id = job->id, .pages = job->pages};
+
+		while (!d.eof && !find(&d, job->id) && poll(&p, 1, 1000) > 0)
+			on_message(&d);
+		if (find(&d, job->id)) {
+			struct slot *s = find(&d, job->id);
+			uint64_t before = fm_ld(&s->r.map.hdr->evict.evictions);
+
+			add_task(&d, &ask);
+			job->evicted = UINT64_MAX;
+			loop(&d, job);
+			job->evicted = (s = find(&d, job->id)) ? fm_ld(&s->r.map.hdr->evict.evictions) - before : 0;
+		}
+	} else {
+		loop(&d, NULL);
+	}
+	/* A page that is ours at this point would be a bug: batches are finished before the loop looks around. */
+	while (d.slots) {
+		struct slot *s = d.slots;
+
+		d.slots = s->next;
+		fm_evict_end(&d.evictor, &s->r);
+		free(s);
+	}
+	fm_evictor_fini(&d.evictor);
+	fm_store_close(store);
+	free(d.views);
+	close(d.fd);
+	close(lock);
+	return FM_EXIT_OK;
+}

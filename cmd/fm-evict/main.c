@@ -1,0 +1,284 @@
+/* fm-evict: moves pages out. See fm-evict(8). */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ctl.h"
+#include "evict.h"
+#include "evictord.h"
+#include "log.h"
+#include "policy.h"
+#include "shmfile.h"
+#include "size.h"
+
+static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
+			    "       fm-evict [--run-dir DIR] --all REGION\n"
+			    "       fm-evict [--run-dir DIR] --limit SIZE [REGION]\n"
+			    "       fm-evict [--run-dir DIR] --daemon\n"
+			    "\n"
+			    "Moves pages of far memory out of this host.\n"
+			    "\n"
+			    "  REGION SIZE          evict that much now; prints the pages evicted\n"
+			    "  -a, --all REGION     evict all that is here now; prints the pages evicted\n"
+			    "  -l, --limit SIZE     set the local budget of all regions, or of one, and wait until it holds\n"
+			    "                       (SIZE none: no limit)\n"
+			    "      --daemon         be the evictor; fm-faultd starts one by itself\n"
+			    "  -d, --run-dir DIR    of fm-faultd (default $FM_RUN_DIR, else /run/fm)\n"
+			    "  -v, --verbose        say more\n"
+			    "  -h, --help           this text\n"
+			    "      --version        the version\n"
+			    "\n"
+			    "REGION: a region's name, its id (16 hex digits), or pid:N. SIZE: 4096, 64K, 512M, 4G, 1T,\n"
+			    "20000p (pages), 25% (of the region; with --limit alone: of this host's memory).\n";
+
+enum { OPT_DAEMON = 256, OPT_VERSION };
+
+static const struct option options[] = {
+    {"all", required_argument, NULL, 'a'},
+    {"limit", required_argument, NULL, 'l'},
+    {"daemon", no_argument, NULL, OPT_DAEMON},
+    {"run-dir", required_argument, NULL, 'd'},
+    {"verbose", no_argument, NULL, 'v'},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+static const char *run_dir;
+static int run_fd = -1;
+
+/* Does the region go by that name? name, 16 hex digits, or pid:N. */
+static bool is_called(const struct fm_region_hdr *h, const char *text)
+{
+	char id[17], pid[24];
+
+	snprintf(id, sizeof id, "%016llx", (unsigned long long)h->id);
+	snprintf(pid, sizeof pid, "pid:%d", h->pid);
+	return strcmp(h->name, text) == 0 || strcmp(id, text) == 0 || strcmp(pid, text) == 0;
+}
+
+static void open_run_dir(void)
+{
+	if (run_fd < 0)
+		run_fd = open(run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (run_fd < 0)
+		fm_die(FM_EXIT_PEER, "%s: fm-faultd cannot be reached: %m", run_dir);
+}
+
+/* Map the one region that is called so, or die. */
+static struct fm_region_map find_region(const char *text)
+{
+	struct fm_region_map found = {.fd = -1}, m;
+	char name[FM_REGION_FILE_MAX];
+	uint64_t *ids;
+	size_t n;
+	int e, hits = 0;
+
+	open_run_dir();
+	e = fm_shmfile_list(run_fd, &ids, &n);
+	if (e)
+		fm_die(FM_EXIT_FAILED, "%s: cannot be read: %s", run_dir, strerror(-e));
+	for (size_t i = 0; i < n; i++) {
+		if (fm_shmfile_region_map(run_fd, fm_shmfile_region_name(ids[i], name), 0, &m, NULL))
+			continue;
+		if (!is_called(m.hdr, text)) {
+			fm_shmfile_region_unmap(&m);
+			continue;
+		}
+		if (hits++)
+			fm_shmfile_region_unmap(&found);
+		found = m;
+	}
+	free(ids);
+	if (hits == 0)
+		fm_die(FM_EXIT_FAILED, "%s: no such region (fm-stat lists them)", text);
+	if (hits > 1)
+		fm_die(FM_EXIT_FAILED, "%s: %d regions are called so: use the id (fm-stat lists them)", text, hits);
+	return found;
+}
+
+static uint64_t size_of(const char *option, const char *text, uint64_t whole)
+{
+	const char *why;
+	uint64_t pages;
+
+	if (fm_size_parse(text, whole, &pages, &why))
+		fm_die(FM_EXIT_USAGE, "%s: %s: %s", option, text, why);
+	return pages;
+}
+
+/* One request to fm-faultd, or die. Returns 0, or -ESRCH when no evictor runs. */
+static int ask(unsigned type, const struct fm_ctl_evict *m, unsigned want, struct fm_ctl_evict *reply)
+{
+	char why[256];
+	int fd = fm_ctl_connect(run_dir), r;
+
+	if (fd < 0)
+		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd cannot be reached: %s", run_dir, strerror(-fd));
+	r = fm_ctl_call(fd, type, m, NULL, 0, want, reply, NULL, why);
+	close(fd);
+	if (r == -ESRCH && *why)
+		return r;
+	if (r && *why)
+		fm_die(FM_EXIT_FAILED, "%s", why);
+	if (r)
+		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd does not answer: %s", run_dir, strerror(-r));
+	return 0;
+}
+
+static int evict(const char *region, const char *size)
+{
+	/* Sizes first: a bad one is a usage error whether or not a daemon runs. */
+	const char *why;
+	uint64_t pages = UINT64_MAX;
+	struct fm_region_map m;
+	struct fm_ctl_evict reply = {0}, q;
+	struct fm_ctl_evict out = {0};
+
+	if (size && fm_size_parse(size, 1ull << 32, &pages, &why))
+		fm_die(FM_EXIT_USAGE, "SIZE: %s: %s", size, why);
+	m = find_region(region);
+	if (size)
+		pages = size_of("SIZE", size, m.pages);
+	q = (struct fm_ctl_evict){.id = m.hdr->id, .pages = pages};
+	if (ask(FM_CTL_EVICT, &q, FM_CTL_EVICTED, &reply) == 0) {
+		out = reply;
+	} else {
+		struct evict_job job = {.id = q.id, .pages = pages};
+		int r = evictord_run(run_dir, &job);
+
+		if (r)
+			return r;
+		out.pages = job.evicted;
+	}
+	printf("%llu\n", (unsigned long long)out.pages);
+	if (fm_ld(&m.hdr->flags) & (FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN)) {
+		fm_warn("%s: the store %s: pages stay here", region,
+			fm_ld(&m.hdr->flags) & FM_REGION_STORE_FULL ? "is full" : "does not answer");
+		return FM_EXIT_FAILED;
+	}
+	return FM_EXIT_OK;
+}
+
+/* Wait until a budget holds. Returns an exit code. */
+static int wait_for(_Atomic uint64_t *resident, uint64_t limit)
+{
+	struct timespec nap = {.tv_nsec = 5000000};
+	struct fm_region_map m;
+	char name[FM_REGION_FILE_MAX];
+	uint64_t best = UINT64_MAX, *ids, flags;
+	unsigned idle = 0;
+	size_t n;
+
+	for (;;) {
+		uint64_t now = fm_ld(resident);
+
+		if (now <= limit || now <= FM_LIMIT_MIN)
+			return FM_EXIT_OK;
+		idle = now < best ? 0 : idle + 1;
+		best = now < best ? now : best;
+		if (idle && idle % 400 == 0) { /* 2 s without progress: why? */
+			if (fm_shmfile_daemon_alive(run_fd, NULL) != 1)
+				fm_die(FM_EXIT_PEER, "%s: fm-faultd ended: the limit is not reached", run_dir);
+			flags = 0;
+			if (fm_shmfile_list(run_fd, &ids, &n) == 0) {
+				for (size_t i = 0; i < n; i++)
+					if (fm_shmfile_region_map(run_fd, fm_shmfile_region_name(ids[i], name), 0, &m, NULL) == 0) {
+						flags |= fm_ld(&m.hdr->flags);
+						fm_shmfile_region_unmap(&m);
+					}
+				free(ids);
+			}
+			if (flags & (FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN))
+				fm_die(FM_EXIT_FAILED, "limit is set, but %llu pages stay here: the store %s",
+				       (unsigned long long)now, flags & FM_REGION_STORE_FULL ? "is full" : "does not answer");
+			if (idle >= 2000)
+				fm_die(FM_EXIT_FAILED, "limit is set, but %llu pages stay here: does fm-evict --daemon run?",
+				       (unsigned long long)now);
+		}
+		nanosleep(&nap, NULL);
+	}
+}
+
+static int limit(const char *size, const char *region)
+{
+	uint64_t host = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / FM_PAGE_SIZE, pages;
+	struct fm_ctl_evict q = {.pages = FM_LIMIT_NONE};
+	struct fm_daemon_map d;
+	struct fm_region_map m;
+	bool none = strcmp(size, "none") == 0;
+	const char *why = NULL;
+
+	if (!none)
+		pages = q.pages = size_of("--limit", size, host);
+	if (region) {
+		m = find_region(region);
+		if (!none)
+			pages = q.pages = size_of("--limit", size, m.pages);
+		q.id = m.hdr->id;
+	}
+	ask(FM_CTL_LIMIT, &q, FM_CTL_OK, NULL);
+	if (none)
+		return FM_EXIT_OK;
+	open_run_dir();
+	if (region)
+		return wait_for(&m.hdr->resident, pages);
+	if (fm_shmfile_daemon_map(run_fd, 0, &d, &why))
+		fm_die(FM_EXIT_FAILED, "%s/%s: %s", run_dir, FM_DAEMON_STATE, why ? why : "cannot be read");
+	return wait_for(&d.shm->resident, pages);
+}
+
+int main(int argc, char **argv)
+{
+	const char *all = NULL, *limit_size = NULL;
+	bool daemon = false;
+	int c, left;
+
+	fm_log_init("fm-evict");
+	run_dir = fm_ctl_run_dir(NULL);
+	while ((c = getopt_long(argc, argv, "a:l:d:vh", options, NULL)) != -1) {
+		switch (c) {
+		case 'a':
+			all = optarg;
+			break;
+		case 'l':
+			limit_size = optarg;
+			break;
+		case OPT_DAEMON:
+			daemon = true;
+			break;
+		case 'd':
+			run_dir = optarg;
+			break;
+		case 'v':
+			fm_log_more();
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			return FM_EXIT_OK;
+		case OPT_VERSION:
+			puts("fm-evict " FM_VERSION);
+			return FM_EXIT_OK;
+		default:
+			return FM_EXIT_USAGE;
+		}
+	}
+	left = argc - optind;
+	if (!!all + !!limit_size + daemon > 1)
+		fm_die(FM_EXIT_USAGE, "--all, --limit and --daemon exclude each other");
+	if (daemon && left == 0)
+		return evictord_run(run_dir, NULL);
+	if (all && left == 0)
+		return evict(all, NULL);
+	if (limit_size && left <= 1)
+		return limit(limit_size, left ? argv[optind] : NULL);
+	if (!daemon && !all && !limit_size && left == 2)
+		return evict(argv[optind], argv[optind + 1]);
+	fm_die(FM_EXIT_USAGE, "%s (try --help)",
+	       left > 2 || daemon || all || limit_size ? "too many arguments" : "needs REGION and SIZE");
+}

@@ -1,0 +1,153 @@
+/* fm-faultd --check: will this host do? One line a question, to stdout. */
+#include "faultd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "size.h"
+
+static bool say(bool good, const char *what, const char *detail)
+{
+	printf("%-14s %s  %s\n", what, good ? "ok  " : "FAIL", detail);
+	return good;
+}
+
+static bool check_kernel(void)
+{
+	struct utsname u;
+	int major = 0, minor = 0;
+	char text[160];
+
+	uname(&u);
+	sscanf(u.release, "%d.%d", &major, &minor);
+	if (major > 5 || (major == 5 && minor >= 19))
+		return say(true, "kernel", u.release);
+	snprintf(text, sizeof text, "%.60s: shared-memory write protection needs Linux 5.19: boot a newer kernel", u.release);
+	return say(false, "kernel", text);
+}
+
+static bool check_userfaultfd(void)
+{
+	uint64_t features, missing;
+	char text[200];
+	int e = fm_uffd_probe(&features);
+
+	if (e) {
+		snprintf(text, sizeof text, "%s: %s", strerror(-e),
+			 e == -ENOSYS ? "the kernel lacks CONFIG_USERFAULTFD"
+				      : "run as root, or set sysctl vm.unprivileged_userfaultfd=1, or give access to /dev/userfaultfd");
+		return say(false, "userfaultfd", text);
+	}
+	missing = FM_UFFD_NEEDED & ~features;
+	for (uint64_t bit = 1; missing && bit; bit <<= 1)
+		if (missing & bit) {
+			snprintf(text, sizeof text, "UFFD_FEATURE_%s is missing: needs Linux 5.19 or newer with CONFIG_PTE_MARKER_UFFD_WP",
+				 fm_uffd_feature_name(bit));
+			return say(false, "userfaultfd", text);
+		}
+	snprintf(text, sizeof text, "features %#llx%s", (unsigned long long)features,
+		 features & FM_UFFD_POISON ? "" : " (no POISON before Linux 6.6: access to a lost page waits instead of SIGBUS)");
+	return say(true, "userfaultfd", text);
+}
+
+/* Missing and write-protect faults on a memfd really register here. */
+static bool check_register(void)
+{
+	uint64_t features;
+	struct fm_uffd u = {.fd = -1, .ops = &fm_uffd_kernel};
+	int memfd = memfd_create("fm-check", MFD_CLOEXEC), e = memfd < 0 || ftruncate(memfd, 4096) < 0 ? -errno : 0;
+	void *p = e ? MAP_FAILED : mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+	char text[160];
+
+	if (e == 0 && p == MAP_FAILED)
+		e = -errno;
+	if (e == 0)
+		e = fm_uffd_probe(&features);
+	if (e == 0)
+		u.fd = fm_uffd_open(), e = u.fd < 0 ? u.fd : fm_uffd_api(&u, features);
+	if (e == 0)
+		e = fm_uffd_register(&u, (uint64_t)(uintptr_t)p, 4096);
+	snprintf(text, sizeof text, "%s", e ? strerror(-e) : "a memfd registers for missing and write-protect faults");
+	if (u.fd >= 0)
+		close(u.fd);
+	if (p != MAP_FAILED)
+		munmap(p, 4096);
+	if (memfd >= 0)
+		close(memfd);
+	return say(e == 0, "memfd", text);
+}
+
+static bool check_ptrace(void)
+{
+	char line[128] = "";
+	unsigned long long caps = 0;
+	FILE *f = fopen("/proc/self/status", "re");
+
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "CapEff: %llx", &caps) == 1)
+			break;
+	if (f)
+		fclose(f);
+	if (caps & (1ull << 19))
+		return say(true, "CAP_SYS_PTRACE", "can take regions over from a daemon that died");
+	return say(false, "CAP_SYS_PTRACE", "missing: regions of other users cannot be taken over after a restart: run as root");
+}
+
+static bool check_run_dir(const struct faultd *d)
+{
+	struct statfs fs;
+	char text[300];
+
+	if (access(d->run_dir, W_OK | X_OK) < 0 && !(errno == ENOENT)) {
+		snprintf(text, sizeof text, "%.200s: %s", d->run_dir, strerror(errno));
+		return say(false, "run directory", text);
+	}
+	if (statfs(d->run_dir, &fs) < 0)
+		snprintf(text, sizeof text, "%.200s: will be made", d->run_dir);
+	else
+		snprintf(text, sizeof text, "%.200s%s", d->run_dir,
+			 (uint32_t)fs.f_type == 0x01021994 ? "" : ": is not on tmpfs: page states would be written to a disk");
+	return say(true, "run directory", text);
+}
+
+static bool check_store(const struct faultd *d)
+{
+	struct fm_store *s;
+	char why[FM_STORE_WHY], text[400], a[16], b[16];
+	uint64_t used, limit;
+	int e = fm_store_open(d->store_uri, &s, why);
+
+	if (e)
+		return say(false, "store", why);
+	e = fm_store_usage(s, &used, &limit);
+	fm_store_close(s);
+	if (e) {
+		snprintf(text, sizeof text, "%.200s: %s", d->store_uri, strerror(-e));
+		return say(false, "store", text);
+	}
+	snprintf(text, sizeof text, "%.200s: %s used of %s", d->store_uri, fm_size_format(used / 4096, a),
+		 fm_size_format(limit / 4096, b));
+	return say(true, "store", text);
+}
+
+int check_host(const struct faultd *d)
+{
+	bool good = check_kernel();
+
+	good &= check_userfaultfd();
+	good &= check_register();
+	good &= check_ptrace();
+	good &= check_run_dir(d);
+	good &= check_store(d);
+	say(true, "registry", "none");
+	return good ? FM_EXIT_OK : FM_EXIT_FAILED;
+}

@@ -1,0 +1,206 @@
+/*
+ * The link to the evictor: a child process `fm-evict --daemon`, or one that somebody else started. It is told every region, and
+ * is taken for dead when its connection closes; the kernel closes it only after all of its threads have left, so nothing of it
+ * can still touch a page then.
+ */
+#include "faultd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "evict.h"
+#include "log.h"
+
+extern char **environ;
+
+void evictor_spawn(struct faultd *d)
+{
+	char path[4096];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
+	char *argv[] = {(char *)"fm-evict", (char *)"--daemon", (char *)"--run-dir", (char *)d->run_dir, NULL};
+	posix_spawnattr_t attr;
+	sigset_t none;
+	char *slash;
+	int e;
+
+	if (n < 0 || fm_now_ns() < d->respawn_ns)
+		return;
+	path[n] = '\0';
+	slash = strrchr(path, '/');
+	strcpy(slash ? slash + 1 : path, "fm-evict");
+	posix_spawnattr_init(&attr);
+	sigemptyset(&none);
+	posix_spawnattr_setsigmask(&attr, &none);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK);
+	e = posix_spawn(&d->evictor_child, path, NULL, &attr, argv, environ);
+	posix_spawnattr_destroy(&attr);
+	if (e) {
+		d->evictor_child = 0;
+		d->respawn_ns = fm_now_ns() + 1000000000u;
+		fm_warn("%s: cannot be started: %s: the local budget is not kept", path, strerror(e));
+	}
+}
+
+void evictor_child_ended(struct faultd *d, pid_t pid, int status)
+{
+	if (pid != d->evictor_child)
+		return;
+	d->evictor_child = 0;
+	if (!d->stop) {
+		if (WIFSIGNALED(status))
+			fm_warn("fm-evict: ended by signal %d: started again", WTERMSIG(status));
+		else
+			fm_warn("fm-evict: ended with status %d: started again", WEXITSTATUS(status));
+		/* At once the first time, then once a second: one that cannot start must not spin. */
+		evictor_spawn(d);
+		d->respawn_ns = fm_now_ns() + 1000000000u;
+	}
+}
+
+void evictor_kick(struct faultd *d)
+{
+	uint64_t one = 1;
+
+	atomic_store(&d->daemon->evictor_sleeping, 0);
+	if (write(d->evict_fd, &one, sizeof one) < 0) {
+		/* full: it is readable anyhow */
+	}
+}
+
+void evictor_add(struct faultd *d, struct region *r)
+{
+	struct fm_ctl_region m = {.id = r->map.hdr->id};
+	int fds[2 + FM_MAX_SHARDS] = {r->map.fd, r->memfd};
+
+	if (!d->evictor || d->evictor->dead || r->ending)
+		return;
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		fds[2 + i] = r->uffd[i].fd;
+	r->told_evictor = true;
+	conn_reply(d->evictor, FM_CTL_REGION_ADD, &m, fds, 2 + r->map.nshards);
+}
+
+void evictor_del(struct faultd *d, struct region *r)
+{
+	struct fm_ctl_region m = {.id = r->map.hdr->id};
+
+	conn_reply(d->evictor, FM_CTL_REGION_DEL, &m, NULL, 0);
+}
+
+void evictor_connected(struct faultd *d, struct conn *c)
+{
+	struct fm_ctl_evictor_ok ok = {0};
+	int fds[2] = {d->daemon_fd, d->evict_fd};
+
+	if (d->evictor) {
+		conn_error(c, EBUSY, "an evictor runs already, pid %d", d->evictor->pid);
+		return;
+	}
+	strcpy(ok.store_uri, d->store_uri);
+	c->evictor = true;
+	d->evictor = c;
+	atomic_store(&d->hold, true);
+	atomic_store(&d->daemon->evictor_pid, c->pid);
+	conn_reply(c, FM_CTL_EVICTOR_OK, &ok, fds, 2);
+	for (struct region *r = d->regions; r; r = r->next)
+		evictor_add(d, r);
+	evictor_kick(d);
+}
+
+/* Put right what a dead evictor left of a region, while its shards hold still. */
+static void mend(struct faultd *d, struct region *r)
+{
+	int64_t delta;
+
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		fm_shard_pause(r->shard[i]);
+	if (fm_ld(&r->map.hdr->evict_inflight[0])) {
+		fm_evict_recover(&r->map, r->memfd);
+		delta = fm_region_recount(&r->map);
+		atomic_fetch_add(&d->daemon->resident, (uint64_t)delta);
+	}
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		fm_shard_resume(r->shard[i]);
+	/* Faults that ran into a DROPPING page wait for a wake that never came. */
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
+}
+
+void evictor_lost(struct faultd *d)
+{
+	struct region *next;
+
+	atomic_store(&d->daemon->evictor_pid, 0);
+	atomic_store(&d->hold, d->spawn_evictor);
+	for (struct region *r = d->regions; r; r = next) {
+		next = r->next;
+		if (!r->told_evictor)
+			continue;
+		r->told_evictor = false;
+		if (r->ending)
+			region_free(d, r);
+		else
+			mend(d, r);
+	}
+	for (struct conn *c = d->conns; c; c = c->next)
+		if (c->waits_cookie) {
+			c->waits_cookie = 0;
+			conn_error(c, EPIPE, "the evictor ended while it evicted");
+		}
+	if (!d->stop && d->spawn_evictor && !d->evictor_child)
+		evictor_spawn(d);
+}
+
+void evictor_reap(struct faultd *d)
+{
+	struct timespec nap = {.tv_nsec = 1000000};
+
+	if (!d->evictor_child)
+		return;
+	for (int ms = 0; ms < 2000; ms++) {
+		if (waitpid(d->evictor_child, NULL, WNOHANG) != 0)
+			return;
+		nanosleep(&nap, NULL);
+	}
+	/* Stuck in its store, perhaps. Whatever it owns, the next fm-faultd mends. */
+	kill(d->evictor_child, SIGKILL);
+	waitpid(d->evictor_child, NULL, 0);
+}
+
+int evictor_exclude(struct faultd *d)
+{
+	/* The evictor holds a lock on evict.lock as long as it lives; F_GETLK tells its pid, which therefore is not reused. */
+	for (;;) {
+		struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+		int fd = openat(d->run_fd, "evict.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0640), pidfd, e;
+		struct pollfd p;
+
+		if (fd < 0)
+			return -errno;
+		e = fcntl(fd, F_GETLK, &l) < 0 ? errno : 0;
+		close(fd);
+		if (e || l.l_type == F_UNLCK)
+			return -e;
+		pidfd = (int)syscall(SYS_pidfd_open, l.l_pid, 0);
+		if (pidfd < 0)
+			continue;
+		fm_info("fm-evict of pid %d outlived its fm-faultd: ended", l.l_pid);
+		if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0) {
+			e = errno;
+			close(pidfd);
+			return -e;
+		}
+		p = (struct pollfd){.fd = pidfd, .events = POLLIN};
+		poll(&p, 1, 5000);
+		close(pidfd);
+	}
+}

@@ -1,0 +1,125 @@
+/*
+ * Inside of fm-faultd. One thread (main) runs an epoll loop over the control socket, its connections, the clients' pidfds, the
+ * shards' news, signals and a timer; each shard of a region is a thread of lib/shard.c. The evictor is another process.
+ */
+#ifndef FAULTD_H
+#define FAULTD_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "ctl.h"
+#include "shard.h"
+#include "shmfile.h"
+#include "store.h"
+
+#define MAX_CONNECTIONS 512
+
+/* What an epoll event is about; the first member of whatever its pointer points to. */
+enum watch_kind { WATCH_LISTEN, WATCH_SIGNAL, WATCH_TIMER, WATCH_NEWS, WATCH_CONN, WATCH_CLIENT };
+struct watch {
+	enum watch_kind kind;
+};
+
+/* One peer on fm.sock. */
+struct conn {
+	struct watch watch; /* WATCH_CONN */
+	struct conn *next;
+	int fd;
+	uid_t uid;
+	pid_t pid;
+	bool dead;      /* closed at the end of the turn */
+	bool evictor;   /* this is the evictor */
+	uint64_t waits_region; /* UNREGISTER: answered when that region is freed; 0 none */
+	uint64_t waits_cookie; /* EVICT: answered when the evictor answers; 0 none */
+	struct fm_ctl_hdr hdr;
+	char body[FM_CTL_MAX];
+	size_t have; /* bytes of header and body read so far */
+	int fds[FM_CTL_FDS];
+	unsigned nfds;
+};
+
+/* One region that is served. */
+struct region {
+	struct watch watch; /* WATCH_CLIENT: its pidfd */
+	struct region *next;
+	struct fm_region_map map;
+	int memfd;
+	int pidfd;
+	struct fm_shard *shard[FM_MAX_SHARDS]; /* NULL: not running */
+	struct fm_uffd uffd[FM_MAX_SHARDS];    /* the evictor's copies are made from these; owned by the shards */
+	uint32_t told_evictor;                 /* the evictor has it, and must say REGION_GONE before it can be freed */
+	bool ending;
+};
+
+struct faultd {
+	/* options */
+	const char *store_uri;
+	const char *run_dir;
+	uint64_t local_pages;
+	unsigned shards; /* of a region, at most */
+	bool spawn_evictor;
+	/* state */
+	int run_fd;  /* run directory */
+	int lock_fd; /* daemon.lock */
+	int epoll_fd, listen_fd, signal_fd, timer_fd, news_fd;
+	int evict_fd; /* eventfd that wakes the evictor */
+	struct fm_daemon_shm *daemon;
+	int daemon_fd; /* daemon.state */
+	struct fm_store *store; /* main thread's handle */
+	uint64_t uffd_features;
+	struct conn *conns;
+	unsigned nconns;
+	struct region *regions;
+	struct conn *evictor; /* NULL: none */
+	pid_t evictor_child;  /* 0: none */
+	uint64_t respawn_ns;  /* when to start another; 0: no need */
+	uint64_t next_cookie;
+	atomic_bool hold; /* are fills held back above the hard mark? */
+	bool stop;
+};
+
+/* server.c: open fm.sock; run until told to stop. */
+int server_open(struct faultd *d, char *why);
+void server_run(struct faultd *d);
+void server_close(struct faultd *d);
+/* Answer and close helpers. text: "what: why". */
+void conn_error(struct conn *c, int error, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void conn_reply(struct conn *c, unsigned type, const void *body, const int *fds, unsigned nfds);
+int watch_add(struct faultd *d, int fd, struct watch *w);
+
+/* regions.c: begin, take over, end. */
+struct region *region_find(struct faultd *d, uint64_t id);
+/* Register from a REGISTER message; takes the descriptors it needs out of c->fds. Answers c. */
+void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_register *m);
+/* Take over what another fm-faultd left in the run directory. Returns 0 or -errno with why. */
+int region_take_over(struct faultd *d, char *why);
+/* The client is gone: stop serving, and free it as soon as the evictor has let go of it. */
+void region_end(struct faultd *d, struct region *r);
+/* Free it now: the evictor has let go. */
+void region_free(struct faultd *d, struct region *r);
+/* Stop serving, but leave the region in the run directory for the next fm-faultd. */
+void region_leave(struct faultd *d, struct region *r);
+/* Look at shards' news and at clients that exec()ed. */
+void regions_news(struct faultd *d);
+void regions_check_alive(struct faultd *d);
+
+/* evictor.c: the link to fm-evict. */
+void evictor_spawn(struct faultd *d);
+void evictor_connected(struct faultd *d, struct conn *c);
+void evictor_lost(struct faultd *d);
+void evictor_child_ended(struct faultd *d, pid_t pid, int status);
+void evictor_add(struct faultd *d, struct region *r);
+void evictor_del(struct faultd *d, struct region *r);
+void evictor_kick(struct faultd *d);
+/* Its connection is closed: wait until our child is gone, and do not wait long. */
+void evictor_reap(struct faultd *d);
+/* Make sure that no evictor of another time lives on: it would own pages that we are about to mend. */
+int evictor_exclude(struct faultd *d);
+
+/* check.c: --check. Returns the exit code. */
+int check_host(const struct faultd *d);
+
+#endif

@@ -1,0 +1,298 @@
+/* fm-faultd: serves the page faults of registered regions. See fm-faultd(8) and DESIGN.md. */
+#include "faultd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "evict.h"
+#include "log.h"
+#include "policy.h"
+#include "size.h"
+
+static const char usage[] =
+    "usage: fm-faultd [--store URI] [--local SIZE] [--registry URI] [--run-dir DIR] [--ready-fd N] [--shards N]\n"
+    "                 [--replicas R] [--key-file F | --no-seal] [--no-evictor] [-n|--check] [-v]\n"
+    "\n"
+    "Serves page faults of registered memory from a store.\n"
+    "\n"
+    "  -s, --store URI      where pages go: dir:/path (default dir:/var/lib/fm)\n"
+    "  -l, --local SIZE     memory all regions together keep on this host (default 50% of it; none: no limit)\n"
+    "  -r, --registry URI   none (default)\n"
+    "  -d, --run-dir DIR    control socket and state files (default $FM_RUN_DIR, else /run/fm)\n"
+    "      --ready-fd N     write a newline to descriptor N when clients are accepted\n"
+    "      --shards N       fault threads of a large region at most, 1 to 16\n"
+    "      --replicas R     copies of each page, on distinct servers (1; dir: has one)\n"
+    "      --key-file F     key that pages are sealed with (network stores)\n"
+    "      --no-seal        store pages in the clear\n"
+    "      --no-evictor     do not start fm-evict\n"
+    "  -n, --check          say whether this host will do, and exit\n"
+    "  -v, --verbose        say more; twice: even more\n"
+    "  -h, --help           this text\n"
+    "      --version        the version\n"
+    "\n"
+    "SIZE: 4096, 64K, 512M, 4G, 1T, 20000p (pages), 25% (of this host's memory).\n";
+
+enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_VERSION };
+
+static const struct option options[] = {
+    {"store", required_argument, NULL, 's'},
+    {"local", required_argument, NULL, 'l'},
+    {"registry", required_argument, NULL, 'r'},
+    {"run-dir", required_argument, NULL, 'd'},
+    {"ready-fd", required_argument, NULL, OPT_READY_FD},
+    {"shards", required_argument, NULL, OPT_SHARDS},
+    {"replicas", required_argument, NULL, OPT_REPLICAS},
+    {"key-file", required_argument, NULL, OPT_KEY_FILE},
+    {"no-seal", no_argument, NULL, OPT_NO_SEAL},
+    {"no-evictor", no_argument, NULL, OPT_NO_EVICTOR},
+    {"check", no_argument, NULL, 'n'},
+    {"verbose", no_argument, NULL, 'v'},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+/* A whole number in [low, high], or die. */
+static long number(const char *option, const char *text, long low, long high)
+{
+	char *end;
+	long n;
+
+	errno = 0;
+	n = strtol(text, &end, 10);
+	if (errno || *end || end == text || n < low || n > high)
+		fm_die(FM_EXIT_USAGE, "%s: %s: must be a number from %ld to %ld", option, text, low, high);
+	return n;
+}
+
+static uint64_t host_pages(void)
+{
+	return (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / FM_PAGE_SIZE;
+}
+
+struct arguments {
+	int ready_fd;
+	bool check;
+	const char *key_file;
+	bool no_seal;
+};
+
+static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
+{
+	char store_why[FM_STORE_WHY];
+	const char *why, *registry = "none";
+	int c;
+
+	while ((c = getopt_long(argc, argv, "s:l:r:d:nvh", options, NULL)) != -1) {
+		switch (c) {
+		case 's':
+			d->store_uri = optarg;
+			break;
+		case 'l':
+			if (strcmp(optarg, "none") == 0)
+				d->local_pages = FM_LIMIT_NONE;
+			else if (fm_size_parse(optarg, host_pages(), &d->local_pages, &why))
+				fm_die(FM_EXIT_USAGE, "--local: %s: %s", optarg, why);
+			break;
+		case 'r':
+			registry = optarg;
+			break;
+		case 'd':
+			d->run_dir = optarg;
+			break;
+		case OPT_READY_FD:
+			a->ready_fd = (int)number("--ready-fd", optarg, 0, 1 << 20);
+			if (fcntl(a->ready_fd, F_GETFD) < 0)
+				fm_die(FM_EXIT_USAGE, "--ready-fd: %s: is not open", optarg);
+			break;
+		case OPT_SHARDS:
+			d->shards = (unsigned)number("--shards", optarg, 1, FM_MAX_SHARDS);
+			break;
+		case OPT_REPLICAS:
+			if (number("--replicas", optarg, 1, 16) > 1)
+				fm_die(FM_EXIT_USAGE, "--replicas: %s: a dir: store has one server", optarg);
+			break;
+		case OPT_KEY_FILE:
+			a->key_file = optarg;
+			break;
+		case OPT_NO_SEAL:
+			a->no_seal = true;
+			break;
+		case OPT_NO_EVICTOR:
+			d->spawn_evictor = false;
+			break;
+		case 'n':
+			a->check = true;
+			break;
+		case 'v':
+			fm_log_more();
+			break;
+		case 'h':
+			fputs(usage, stdout);
+			exit(FM_EXIT_OK);
+		case OPT_VERSION:
+			puts("fm-faultd " FM_VERSION);
+			exit(FM_EXIT_OK);
+		default:
+			exit(FM_EXIT_USAGE); /* getopt_long has said why */
+		}
+	}
+	if (optind < argc)
+		fm_die(FM_EXIT_USAGE, "%s: unexpected argument (try --help)", argv[optind]);
+	if (a->key_file && a->no_seal)
+		fm_die(FM_EXIT_USAGE, "--key-file: %s: cannot be used with --no-seal", a->key_file);
+	if (strlen(d->store_uri) >= FM_URI_MAX)
+		fm_die(FM_EXIT_USAGE, "--store: %.60s...: longer than %d bytes", d->store_uri, FM_URI_MAX - 1);
+	if (fm_store_check(d->store_uri, store_why))
+		fm_die(FM_EXIT_USAGE, "--store: %s", store_why);
+	if (strcmp(registry, "none") != 0)
+		fm_die(FM_EXIT_USAGE, "--registry: %s: unknown registry; known are none", registry);
+}
+
+/* Be the only fm-faultd of the run directory, or die naming the one that is. */
+static void lock_run_dir(struct faultd *d)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+
+	if (mkdir(d->run_dir, 0750) < 0 && errno != EEXIST)
+		fm_die(FM_EXIT_FAILED, "%s: cannot make the run directory: %m", d->run_dir);
+	d->run_fd = open(d->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (d->run_fd < 0)
+		fm_die(FM_EXIT_FAILED, "%s: cannot open the run directory: %m", d->run_dir);
+	d->lock_fd = openat(d->run_fd, FM_DAEMON_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+	if (d->lock_fd < 0)
+		fm_die(FM_EXIT_FAILED, "%s/%s: cannot open: %m", d->run_dir, FM_DAEMON_LOCK);
+	if (fcntl(d->lock_fd, F_SETLK, &l) == 0)
+		return;
+	l.l_type = F_WRLCK;
+	if (fcntl(d->lock_fd, F_GETLK, &l) == 0 && l.l_type != F_UNLCK)
+		fm_die(FM_EXIT_FAILED, "%s: in use: fm-faultd of pid %d serves it already", d->run_dir, l.l_pid);
+	fm_die(FM_EXIT_FAILED, "%s: in use by another fm-faultd", d->run_dir);
+}
+
+static void open_daemon_state(struct faultd *d)
+{
+	struct fm_daemon_shm *s;
+	struct timespec t;
+
+	/* The same file as before, if there is one: who has it mapped sees us come. */
+	d->daemon_fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+	if (d->daemon_fd < 0 || ftruncate(d->daemon_fd, sizeof *s) < 0 ||
+	    (errno = posix_fallocate(d->daemon_fd, 0, sizeof *s)) != 0)
+		fm_die(FM_EXIT_FAILED, "%s/%s: cannot make: %m", d->run_dir, FM_DAEMON_STATE);
+	s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, d->daemon_fd, 0);
+	if (s == MAP_FAILED)
+		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
+	memset(s, 0, sizeof *s);
+	s->version = FM_SHM_VERSION;
+	s->pid = getpid();
+	s->start_ns = fm_now_ns();
+	clock_gettime(CLOCK_REALTIME, &t);
+	s->start_realtime_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	strcpy(s->store_uri, d->store_uri);
+	atomic_store(&s->limit_pages, d->local_pages);
+	atomic_store(&s->store_up, 1);
+	atomic_thread_fence(memory_order_seq_cst);
+	s->magic = FM_MAGIC_DAEMON;
+	d->daemon = s;
+}
+
+static void check_features(struct faultd *d)
+{
+	int e = fm_uffd_probe(&d->uffd_features);
+	uint64_t missing = FM_UFFD_NEEDED & ~d->uffd_features;
+
+	if (e)
+		fm_die(FM_EXIT_FAILED, "userfaultfd: %s (fm-faultd --check says more)", strerror(-e));
+	for (uint64_t bit = 1; missing && bit; bit <<= 1)
+		if (missing & bit)
+			fm_die(FM_EXIT_FAILED, "kernel: lacks UFFD_FEATURE_%s: boot Linux 5.19 or newer", fm_uffd_feature_name(bit));
+}
+
+static void make_room_for_descriptors(void)
+{
+	struct rlimit l;
+
+	/* A region takes 5 descriptors and one more a shard. */
+	if (getrlimit(RLIMIT_NOFILE, &l) == 0) {
+		l.rlim_cur = l.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &l);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+	struct faultd d = {
+	    .store_uri = "dir:/var/lib/fm",
+	    .local_pages = host_pages() / 2,
+	    .shards = cpus < 1 ? 1 : cpus > 4 ? 4 : (unsigned)cpus,
+	    .spawn_evictor = true,
+	};
+	struct arguments a = {.ready_fd = -1};
+	char why[FM_STORE_WHY] = "";
+	sigset_t signals;
+	int e;
+
+	fm_log_init("fm-faultd");
+	d.run_dir = fm_ctl_run_dir(NULL);
+	parse(&d, &a, argc, argv);
+	if (a.check)
+		return check_host(&d);
+
+	/* Open: everything that can be refused is refused here. */
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	make_room_for_descriptors();
+	check_features(&d);
+	lock_run_dir(&d);
+	e = fm_store_open(d.store_uri, &d.store, why);
+	if (e)
+		fm_die(FM_EXIT_FAILED, "--store: %s", why);
+	open_daemon_state(&d);
+	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	d.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	d.evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (d.epoll_fd < 0 || d.news_fd < 0 || d.evict_fd < 0)
+		fm_die(FM_EXIT_FAILED, "cannot make descriptors: %m");
+	atomic_init(&d.hold, d.spawn_evictor);
+
+	/* What an fm-faultd before us served. No evictor of its time may still move pages. */
+	e = evictor_exclude(&d);
+	if (e)
+		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
+	if (region_take_over(&d, why))
+		fm_die(FM_EXIT_FAILED, "%s", why);
+
+	if (server_open(&d, why))
+		fm_die(FM_EXIT_FAILED, "%s", why);
+	if (d.spawn_evictor)
+		evictor_spawn(&d);
+	fm_info("serving %s on %s", d.store_uri, d.run_dir);
+	if (a.ready_fd >= 0) {
+		if (write(a.ready_fd, "\n", 1) != 1)
+			fm_warn("--ready-fd: %d: cannot write: %m", a.ready_fd);
+		close(a.ready_fd);
+	}
+	server_run(&d);
+	server_close(&d);
+	fm_store_close(d.store);
+	return FM_EXIT_OK;
+}

@@ -1,0 +1,90 @@
+/* Mending a region whose daemons died: see shard.h. */
+#include "shard_impl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+static uint64_t memfd_offset(const struct fm_region_map *m, uint32_t page)
+{
+	return m->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE;
+}
+
+void fm_shard_recover(const struct fm_region_map *m, int memfd)
+{
+	for (unsigned i = 0; i < m->nshards; i++) {
+		for (unsigned k = 0; k < FM_BATCH; k++) {
+			uint32_t page = fm_ld(&m->shards[i].inflight[k]);
+			uint64_t w;
+			enum fm_pstate to;
+
+			if (page == 0 || page > m->pages)
+				continue;
+			page--;
+			w = atomic_load(&m->words[page]);
+			if (fm_word_state(w) == FM_BUSY) {
+				to = fm_word_origin(w);
+				/* An unprotect may have happened, and a write after it: what is here counts as dirty. A resident page
+				 * that is not here was punched from outside: dirty too, its next fault finds the hole. */
+				if (fm_state_is_resident(to) || fm_memfd_has(memfd, memfd_offset(m, page)))
+					to = FM_DIRTY;
+				fm_page_cas(&m->words[page], w, fm_word_to(w, to, FM_F_ZERO, 0));
+			}
+			atomic_store(&m->shards[i].inflight[k], 0);
+		}
+	}
+}
+
+void fm_evict_recover(const struct fm_region_map *m, int memfd)
+{
+	for (unsigned k = 0; k < FM_EVICT_BATCH; k++) {
+		uint32_t page = fm_ld(&m->hdr->evict_inflight[k]);
+		uint64_t w, nw;
+
+		if (page == 0 || page > m->pages)
+			continue;
+		page--;
+		w = atomic_load(&m->words[page]);
+		/* A running shard may take a WRITEBACK page or flag a DROPPING one meanwhile: hence loops. */
+		while (fm_word_state(w) == FM_WRITEBACK && !fm_page_cas(&m->words[page], w, fm_word_to(w, FM_DIRTY, 0, 0)))
+			w = atomic_load(&m->words[page]);
+		if (fm_word_state(w) == FM_DROPPING) {
+			while (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)memfd_offset(m, page),
+					 FM_PAGE_SIZE) < 0 &&
+			       errno == EINTR)
+				;
+			do {
+				w = atomic_load(&m->words[page]);
+				nw = fm_word_to(w, w & (FM_F_ZERO | FM_F_DISCARD) ? FM_EMPTY : FM_REMOTE,
+						FM_F_WAITER | FM_F_ZERO | FM_F_DISCARD, 0);
+			} while (!fm_page_cas(&m->words[page], w, nw));
+		}
+		atomic_store(&m->hdr->evict_inflight[k], 0);
+	}
+}
+
+int64_t fm_region_recount(const struct fm_region_map *m)
+{
+	off_t base = (off_t)m->hdr->words_offset, end = base + (off_t)m->pages * 8, at = base;
+	uint64_t resident = 0, remote = 0, before = fm_ld(&m->hdr->resident);
+
+	while (at < end) {
+		off_t data = lseek(m->fd, at, SEEK_DATA), hole;
+
+		if (data < 0 || data >= end)
+			break;
+		hole = lseek(m->fd, data, SEEK_HOLE);
+		if (hole < 0 || hole > end)
+			hole = end;
+		for (uint64_t p = (uint64_t)(data - base) / 8; p < (uint64_t)(hole - base) / 8; p++) {
+			uint64_t w = fm_ld(&m->words[p]);
+
+			resident += fm_word_is_resident(w);
+			remote += fm_word_state(w) == FM_REMOTE;
+		}
+		at = hole;
+	}
+	atomic_store(&m->hdr->resident, resident);
+	atomic_store(&m->hdr->remote, remote);
+	return (int64_t)(resident - before);
+}

@@ -1,0 +1,341 @@
+#include "shard_impl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "evict.h"
+#include "uapi.h"
+
+#define WAIT_NS   2000000 /* longest time between two reads of events while something is pending */
+#define STOP_SIGNAL SIGUSR1
+
+void shard_tell(struct fm_shard *s, unsigned news)
+{
+	uint64_t one = 1;
+
+	if ((atomic_fetch_or(&s->news, news) & news) != news && write(s->o.news_eventfd, &one, sizeof one) < 0) {
+		/* full: it is readable anyhow */
+	}
+}
+
+unsigned fm_shard_attention(struct fm_shard *s)
+{
+	return atomic_exchange(&s->news, 0);
+}
+
+static void wake_evictor(struct fm_shard *s)
+{
+	uint64_t one = 1;
+
+	if (atomic_exchange(&s->o.daemon->evictor_sleeping, 0) && write(s->o.evictor_eventfd, &one, sizeof one) < 0) {
+		/* full: it is readable anyhow */
+	}
+}
+
+void shard_ring(struct fm_shard *s, uint32_t page)
+{
+	struct fm_shard_shm *m = s->shm;
+	uint32_t head = fm_ld(&m->ring_head);
+	uint32_t used = head - atomic_load_explicit(&m->ring_tail, memory_order_acquire);
+
+	if (used >= FM_RING) {
+		/* The evictor then looks at all the words: slower, nothing lost. */
+		atomic_store_explicit(&m->ring_lost, fm_ld(&m->ring_lost) + 1, memory_order_release);
+		return;
+	}
+	m->ring[head % FM_RING] = page;
+	atomic_store_explicit(&m->ring_head, head + 1, memory_order_release);
+	if (used == FM_RING / 2)
+		wake_evictor(s);
+}
+
+void shard_note(struct fm_shard *s, const struct pending *p)
+{
+	for (unsigned i = 0; i < s->npending; i++)
+		if (s->pending[i].page == p->page) {
+			s->pending[i].write |= p->write;
+			s->pending[i].wp |= p->wp;
+			return;
+		}
+	if (s->npending == FM_PENDING) {
+		s->overflow = true;
+		return;
+	}
+	s->pending[s->npending++] = *p;
+}
+
+/* Which pages of the region are in [start, end) of the client's addresses? Returns false for none. */
+static bool pages_of(const struct fm_shard *s, uint64_t start, uint64_t end, uint64_t *first, uint64_t *last_end)
+{
+	uint64_t base = fm_ld(&s->shm->hva), limit = base + s->shm->pages * FM_PAGE_SIZE;
+
+	if (start < base)
+		start = base;
+	if (end > limit)
+		end = limit;
+	if (start >= end)
+		return false;
+	*first = s->shm->first_page + (start - base) / FM_PAGE_SIZE;
+	*last_end = s->shm->first_page + (end - base + FM_PAGE_SIZE - 1) / FM_PAGE_SIZE;
+	return true;
+}
+
+static void on_unmap(struct fm_shard *s, uint64_t start, uint64_t end)
+{
+	uint64_t first, last;
+
+	if (!pages_of(s, start, end, &first, &last))
+		return;
+	s->unmapped += last - first;
+	/* When all is gone the region ends, and its store copies and memfd with it: no need to walk a terabyte of words. */
+	if (s->unmapped >= s->shm->pages)
+		shard_tell(s, FM_SHARD_UNMAPPED);
+	else
+		shard_discard(s, first, last, true);
+}
+
+static void on_remap(struct fm_shard *s, uint64_t from, uint64_t to, uint64_t len)
+{
+	uint64_t base = fm_ld(&s->shm->hva), bytes = s->shm->pages * FM_PAGE_SIZE;
+
+	if (from <= base && from + len >= base + bytes) {
+		to += base - from;
+		atomic_store(&s->shm->hva, to);
+		/* Faults at the new place that were read before this event were not understood: let them come again. */
+		fm_uffd_wake(&s->o.uffd, to, bytes);
+		return;
+	}
+	/* A part moved away. Its pages are no longer where the state says: SIGBUS, never other bytes. */
+	for (uint64_t at = 0; at < len; at += FM_PAGE_SIZE)
+		fm_uffd_poison(&s->o.uffd, to + at, FM_PAGE_SIZE);
+	shard_tell(s, FM_SHARD_MOVED);
+}
+
+static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
+{
+	uint64_t base = fm_ld(&s->shm->hva), first, last;
+
+	switch (m->event) {
+	case UFFD_EVENT_PAGEFAULT: {
+		uint64_t at = m->arg.pagefault.address - base;
+		struct pending p = {
+		    .write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE,
+		    .wp = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+		    .t0_ns = now,
+		};
+
+		fm_bump(&s->stats->faults, 1);
+		if (at / FM_PAGE_SIZE >= s->shm->pages)
+			return; /* a mapping that is moving: see on_remap() */
+		p.page = (uint32_t)(s->shm->first_page + at / FM_PAGE_SIZE);
+		shard_note(s, &p);
+		return;
+	}
+	case UFFD_EVENT_REMOVE:
+		if (pages_of(s, m->arg.remove.start, m->arg.remove.end, &first, &last))
+			shard_discard(s, first, last, false);
+		return;
+	case UFFD_EVENT_UNMAP:
+		on_unmap(s, m->arg.remove.start, m->arg.remove.end);
+		return;
+	case UFFD_EVENT_REMAP:
+		on_remap(s, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+		return;
+	default:
+		return;
+	}
+}
+
+static unsigned read_events(struct fm_shard *s, struct uffd_msg *msgs)
+{
+	ssize_t n = read(s->o.uffd.fd, msgs, sizeof *msgs * FM_BATCH);
+
+	return n > 0 ? (unsigned)((size_t)n / sizeof *msgs) : 0;
+}
+
+static void handle_events(struct fm_shard *s, const struct uffd_msg *msgs, unsigned n)
+{
+	uint64_t now = n ? fm_now_ns() : 0;
+
+	for (unsigned i = 0; i < n; i++)
+		on_event(s, &msgs[i], now);
+}
+
+static void set_blocking(struct fm_shard *s, bool on)
+{
+	if (s->blocking != on)
+		fcntl(s->o.uffd.fd, F_SETFL, O_RDWR | (on ? 0 : O_NONBLOCK));
+	s->blocking = on;
+}
+
+unsigned shard_read_events(struct fm_shard *s)
+{
+	struct uffd_msg msgs[FM_BATCH];
+	unsigned n;
+
+	set_blocking(s, false);
+	n = read_events(s, msgs);
+	handle_events(s, msgs, n);
+	return n;
+}
+
+/* Serve what is pending as far as it can be served now. */
+static void serve(struct fm_shard *s)
+{
+	unsigned kept = 0, n = s->npending;
+	struct pending again[FM_PENDING];
+
+	s->nfill = 0;
+	s->waits_room = s->waits_store = s->waits_eventual = false;
+	for (unsigned i = 0; i < n; i++) {
+		/* A full turn leaves the rest for the next one. */
+		if (s->nfill == FM_FILL || !shard_take(s, &s->pending[i]))
+			again[kept++] = s->pending[i];
+	}
+	memcpy(s->pending, again, kept * sizeof again[0]);
+	s->npending = kept;
+	if (s->nfill)
+		shard_fill(s); /* may note faults */
+	if (s->overflow && s->npending < FM_PENDING / 2) {
+		s->overflow = false;
+		fm_uffd_wake(&s->o.uffd, fm_ld(&s->shm->hva), s->shm->pages * FM_PAGE_SIZE);
+	}
+}
+
+/* Above a high mark somebody must evict. */
+static void check_marks(struct fm_shard *s)
+{
+	struct fm_daemon_shm *d = s->o.daemon;
+	struct fm_region_hdr *h = s->o.map->hdr;
+	uint64_t limit = fm_ld(&d->limit_pages), own = fm_ld(&h->limit_pages);
+
+	if ((limit != FM_LIMIT_NONE && fm_ld(&d->resident) > fm_policy_marks(limit).high) ||
+	    (own && fm_ld(&h->resident) > fm_policy_marks(own).high))
+		wake_evictor(s);
+}
+
+/* Something is pending that cannot be served yet: wait for a reason to try again, but not long. */
+static void wait_a_little(struct fm_shard *s, uint32_t room_seq)
+{
+	struct timespec t = {.tv_nsec = WAIT_NS};
+
+	if (s->waits_room) {
+		wake_evictor(s);
+		atomic_fetch_add(&s->o.daemon->room_waiters, 1);
+		syscall(SYS_futex, &s->o.daemon->room_seq, FUTEX_WAIT, room_seq, &t, NULL, 0);
+		atomic_fetch_sub(&s->o.daemon->room_waiters, 1);
+	} else if (s->waits_store) {
+		nanosleep(&t, NULL);
+	} else if (s->waits_eventual) {
+		sched_yield();
+	}
+}
+
+static void *shard_main(void *arg)
+{
+	struct fm_shard *s = arg;
+	struct uffd_msg msgs[FM_BATCH];
+
+	while (!atomic_load(&s->stop)) {
+		/* Read before serving: room made from here on is seen by the wait. */
+		uint32_t room_seq = atomic_load(&s->o.daemon->room_seq);
+		unsigned n;
+
+		set_blocking(s, s->npending == 0);
+		n = read_events(s, msgs);
+		pthread_mutex_lock(&s->turn);
+		handle_events(s, msgs, n);
+		if (s->npending) {
+			serve(s);
+			check_marks(s);
+		}
+		pthread_mutex_unlock(&s->turn);
+		if (s->npending)
+			wait_a_little(s, room_seq);
+	}
+	atomic_store(&s->stopped, true);
+	return NULL;
+}
+
+static void on_stop_signal(int sig)
+{
+	(void)sig; /* its only work is to end a read(2) */
+}
+
+int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
+{
+	struct sigaction sa = {.sa_handler = on_stop_signal};
+	struct fm_shard *s = calloc(1, sizeof *s);
+	pthread_attr_t attr;
+	sigset_t block, old;
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->o = *o;
+	s->shm = &o->map->shards[o->index];
+	s->stats = &s->shm->stats;
+	s->words = o->map->words;
+	fcntl(o->uffd.fd, F_SETFL, O_RDWR | O_NONBLOCK);
+	s->buf = aligned_alloc(FM_PAGE_SIZE, (size_t)FM_FILL * FM_PAGE_SIZE);
+	if (!s->buf) {
+		free(s);
+		return -ENOMEM;
+	}
+	pthread_mutex_init(&s->turn, NULL);
+	sigaction(STOP_SIGNAL, &sa, NULL);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, 256 * 1024);
+	/* The thread takes only the stop signal: all others are the main thread's. */
+	sigfillset(&block);
+	sigdelset(&block, STOP_SIGNAL);
+	pthread_sigmask(SIG_SETMASK, &block, &old);
+	r = pthread_create(&s->thread, &attr, shard_main, s);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	if (r) {
+		pthread_mutex_destroy(&s->turn);
+		free(s->buf);
+		free(s);
+		return -r;
+	}
+	*out = s;
+	return 0;
+}
+
+void fm_shard_stop(struct fm_shard *s)
+{
+	struct timespec nap = {.tv_nsec = 1000000};
+
+	atomic_store(&s->stop, true);
+	/* A signal that comes just before the read is lost: so again until the thread says that it has left. */
+	while (!atomic_load(&s->stopped)) {
+		pthread_kill(s->thread, STOP_SIGNAL);
+		nanosleep(&nap, NULL);
+	}
+	pthread_join(s->thread, NULL);
+	pthread_mutex_destroy(&s->turn);
+	close(s->o.uffd.fd);
+	fm_store_close(s->o.store);
+	free(s->buf);
+	free(s);
+}
+
+void fm_shard_pause(struct fm_shard *s)
+{
+	pthread_mutex_lock(&s->turn);
+}
+
+void fm_shard_resume(struct fm_shard *s)
+{
+	pthread_mutex_unlock(&s->turn);
+}

@@ -1,0 +1,80 @@
+/*
+ * The fault path: one shard of a region is one userfaultfd, one range of pages and one thread that serves their faults.
+ *
+ * Theory of operation. A turn reads up to FM_BATCH events, notes which pages are wanted, takes each as BUSY, gets all REMOTE
+ * ones from the store in one call, installs them (one ioctl a contiguous run), publishes their states and tells the evictor by
+ * a ring. What cannot be served now (no room under the hard mark, the page is being dropped, the store is down, an event must
+ * be read first) stays noted, and the shard goes on reading events all the while: an unread REMOVE or UNMAP blocks the client
+ * in the kernel and makes every ioctl of the region return EAGAIN, the evictor's too. Nothing is allocated or logged here.
+ */
+#ifndef FM_SHARD_H
+#define FM_SHARD_H
+
+#include "shmfile.h"
+#include "store.h"
+#include "uffd.h"
+
+/* What a shard tells the thread that made it, by bits of fm_shard_attention(). */
+enum fm_shard_news {
+	FM_SHARD_UNMAPPED = 1 << 0,   /* all of its pages are unmapped: nothing left to serve */
+	FM_SHARD_NO_PROCESS = 1 << 1, /* the client's memory is gone */
+	FM_SHARD_MOVED = 1 << 2,      /* a part of it was moved by mremap(): those pages raise SIGBUS from now on */
+	FM_SHARD_REFUSED = 1 << 3,    /* an ioctl failed in a way that should not be; the fault is tried again and again */
+	FM_SHARD_LOST = 1 << 4,       /* a page was lost */
+};
+
+struct fm_shard_options {
+	const struct fm_region_map *map; /* with words, writable; outlives the shard */
+	unsigned index;                  /* which of its shards */
+	struct fm_daemon_shm *daemon;    /* writable; outlives the shard */
+	struct fm_uffd uffd;             /* registered; becomes the shard's and is closed with it */
+	int memfd;                       /* stays the caller's; outlives the shard */
+	struct fm_store *store;          /* becomes the shard's and is closed with it */
+	int evictor_eventfd;             /* written when daemon->evictor_sleeping; stays the caller's */
+	int news_eventfd;                /* written when there are news; stays the caller's */
+	const atomic_bool *hold;         /* are fills held back above the hard mark? false while nobody evicts */
+};
+
+struct fm_shard;
+
+/*
+ * Make a shard and start its thread. Returns 0 and *out, or -errno; on failure uffd and store stay the caller's. The word states
+ * must be consistent (no BUSY page): see fm_shard_recover().
+ */
+int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out);
+
+/*
+ * End the thread (within a few ms unless it waits for the store), give BUSY pages back, close uffd and store, free. Waiters go on
+ * waiting for another fm-faultd.
+ */
+void fm_shard_stop(struct fm_shard *s);
+
+/* News since the last call, enum fm_shard_news. The thread that made the shard. */
+unsigned fm_shard_attention(struct fm_shard *s);
+
+/*
+ * Hold the shard between two turns, so that nothing it owns is in flight; and let it go on. The caller keeps it short: the client
+ * waits. For mending what a dead evictor left.
+ */
+void fm_shard_pause(struct fm_shard *s);
+void fm_shard_resume(struct fm_shard *s);
+
+/*
+ * Mend a region after its fm-faultd died: BUSY pages named in the shards' in-flight tables go to what the memfd says (a COPY is
+ * atomic): there is a page -> DIRTY, there is none -> where they came from. No shard of the region may run.
+ */
+void fm_shard_recover(const struct fm_region_map *m, int memfd);
+
+/*
+ * Mend a region after its evictor died: WRITEBACK -> DIRTY; DROPPING -> punched again -> REMOTE or EMPTY. No evictor may run;
+ * shards may be paused or not there. The caller wakes the waiters of the range afterwards.
+ */
+void fm_evict_recover(const struct fm_region_map *m, int memfd);
+
+/*
+ * Count resident and remote pages anew from the words, into the header; touches no hole of the file. Nothing of the region may
+ * run. Returns resident after minus before, for the daemon's own sum.
+ */
+int64_t fm_region_recount(const struct fm_region_map *m);
+
+#endif

@@ -1,0 +1,91 @@
+/*
+ * Inside of the fault path: what shard.c (thread and events) and shard_fill.c (pages) share. Nobody else includes it.
+ */
+#ifndef FM_SHARD_IMPL_H
+#define FM_SHARD_IMPL_H
+
+#include <pthread.h>
+
+#include "page.h"
+#include "policy.h"
+#include "shard.h"
+#include "stats.h"
+
+#define FM_PENDING  512            /* faults noted at most; more are woken later and fault again */
+#define FM_FILL     (FM_BATCH - 1) /* pages filled a turn; the last in-flight slot is for single pages */
+
+/* A fault that was read and is not served yet. */
+struct pending {
+	uint32_t page;
+	bool write; /* some waiter wants to write */
+	bool wp;    /* some waiter ran into the write protection */
+	uint64_t t0_ns;
+};
+
+enum fill_source { FILL_ZERO, FILL_STORE };
+
+/* A page that is BUSY and ours in this turn. */
+struct fill {
+	uint32_t page;
+	unsigned slot; /* of the page buffer, FILL_STORE */
+	enum fill_source source;
+	bool write;
+	bool discarded; /* a REMOVE came before it was installed: ends EMPTY */
+	bool done;      /* published, one way or the other */
+	uint64_t w;     /* its word, BUSY */
+	uint64_t t0_ns;
+};
+
+struct fm_shard {
+	struct fm_shard_options o;
+	struct fm_shard_shm *shm;
+	struct fm_shard_stats *stats;
+	fm_word *words; /* of the region */
+	pthread_t thread;
+	pthread_mutex_t turn; /* held from reading events to publishing all of them */
+	atomic_bool stop, stopped;
+	_Atomic unsigned news;
+	uint64_t unmapped; /* pages */
+	struct pending pending[FM_PENDING];
+	unsigned npending;
+	bool blocking; /* is the uffd in blocking mode? */
+	bool overflow; /* faults were dropped: wake the whole range when there is room */
+	struct fill fill[FM_FILL];
+	unsigned nfill;
+	bool waits_room;     /* this turn left something for want of room */
+	bool waits_store;    /* ... for want of the store */
+	bool waits_eventual; /* ... for something else that passes by itself */
+	unsigned char *buf;  /* FM_FILL pages */
+};
+
+/* Try to serve one fault. Returns true when it is served, taken into s->fill, or needs nothing; false: keep it pending. */
+bool shard_take(struct fm_shard *s, const struct pending *p);
+
+/* Get, install and publish all of s->fill; reads events itself while an ioctl says EAGAIN. */
+void shard_fill(struct fm_shard *s);
+
+/* Read and handle events without blocking. Returns how many there were; *t0_ns when they were read. shard.c. */
+unsigned shard_read_events(struct fm_shard *s);
+
+/* Note a fault (again). shard.c. */
+void shard_note(struct fm_shard *s, const struct pending *p);
+
+/* Discard the pages [first, end) of the region; unmapped: their mapping is gone too, so the local page is punched. */
+void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapped);
+
+/* Tell the maker. */
+void shard_tell(struct fm_shard *s, unsigned news);
+
+/* Tell the evictor that a page became resident or awaits a delete. */
+void shard_ring(struct fm_shard *s, uint32_t page);
+
+/* Client's address of a page of the region. */
+static inline uint64_t shard_hva(const struct fm_shard *s, uint32_t page)
+{
+	return fm_ld(&s->shm->hva) + (page - s->shm->first_page) * FM_PAGE_SIZE;
+}
+
+/* Is there a page in the memfd? */
+bool fm_memfd_has(int memfd, uint64_t offset);
+
+#endif

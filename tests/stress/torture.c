@@ -1,0 +1,199 @@
+/*
+ * The checker client: threads mix reads, whole and partial page writes, and zeroing on far memory, and compare every word they
+ * read with a shadow copy in ordinary memory. Linked with libfm.a as any program would be.
+ *
+ *   torture --size BYTES [--threads N] [--seconds N] [--seed N] [--run-dir DIR] [--name NAME] [--local BYTES] [--regions N]
+ *
+ * Prints the seed first, and last `torture: OPS operations, W wrong words`. Exit 0 only with 0 wrong words.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fluidmem.h"
+
+#define PAGE  4096u
+#define WORDS (PAGE / 8)
+
+static size_t pages_each = 1024;
+static unsigned nthreads = 4, nregions = 1;
+static uint64_t seed, **memory, **shadow;
+static atomic_ulong ops, wrong;
+static atomic_bool stop;
+static _Atomic uint64_t longest_ns;
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t next_random(uint64_t *s)
+{
+	uint64_t x = (*s += 0x9e3779b97f4a7c15ull);
+
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+	x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+	return x ^ (x >> 31);
+}
+
+static void check(const volatile uint64_t *at, const uint64_t *want, unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t got = at[i];
+
+		if (got != want[i] && atomic_fetch_add(&wrong, 1) < 8)
+			fprintf(stderr, "torture: wrong word at %p: %#llx, must be %#llx\n", (const void *)(at + i),
+				(unsigned long long)got, (unsigned long long)want[i]);
+	}
+}
+
+static void one(uint64_t *rnd, unsigned thread)
+{
+	uint64_t r = next_random(rnd), region = next_random(rnd) % nregions, page, first, n;
+	uint64_t *m, *s;
+
+	/* Threads own interleaved pages: neighbours, and runs, are shared by all of them. */
+	page = next_random(rnd) % pages_each;
+	page -= page % nthreads;
+	page += thread;
+	if (page >= pages_each || (pages_each < nthreads && region % nthreads != thread))
+		return;
+	m = memory[region] + page * WORDS;
+	s = shadow[region] + page * WORDS;
+	first = next_random(rnd) % WORDS;
+	n = 1 + next_random(rnd) % (WORDS - first);
+	switch (r % 16) {
+	case 0: /* the whole page */
+		check(m, s, WORDS);
+		for (unsigned i = 0; i < WORDS; i++)
+			m[i] = s[i] = next_random(rnd);
+		break;
+	case 1: /* zeros: goes to no store */
+		memset(m, 0, PAGE);
+		memset(s, 0, PAGE);
+		break;
+	case 2:
+	case 3:
+	case 4:
+	case 5: /* a part of it, and what is around */
+		for (unsigned i = 0; i < n; i++)
+			m[first + i] = s[first + i] = next_random(rnd);
+		check(m, s, WORDS);
+		break;
+	case 6:
+	case 7:
+	case 8: /* one word, without looking */
+		m[first] = s[first] = r;
+		break;
+	default:
+		check(m + first, s + first, (unsigned)n);
+		break;
+	}
+}
+
+static void *worker(void *arg)
+{
+	unsigned thread = (unsigned)(uintptr_t)arg;
+	uint64_t rnd = seed + thread * 0x1234567ull, t0, d;
+
+	while (!atomic_load(&stop)) {
+		t0 = now_ns();
+		one(&rnd, thread);
+		d = now_ns() - t0;
+		while (d > atomic_load(&longest_ns))
+			atomic_store(&longest_ns, d);
+		atomic_fetch_add(&ops, 1);
+	}
+	return NULL;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+	    {"size", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'n'}, {"seed", 1, NULL, 'r'},
+	    {"run-dir", 1, NULL, 'd'}, {"name", 1, NULL, 'm'},    {"local", 1, NULL, 'l'},   {"regions", 1, NULL, 'g'},
+	    {NULL, 0, NULL, 0},
+	};
+	struct fm_options o = {.name = "torture"};
+	unsigned seconds = 10;
+	pthread_t threads[64];
+	int c;
+
+	seed = (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 's':
+			pages_each = strtoull(optarg, NULL, 0) / PAGE;
+			break;
+		case 't':
+			nthreads = (unsigned)atoi(optarg);
+			break;
+		case 'n':
+			seconds = (unsigned)atoi(optarg);
+			break;
+		case 'r':
+			seed = strtoull(optarg, NULL, 0);
+			break;
+		case 'd':
+			o.run_dir = optarg;
+			break;
+		case 'm':
+			o.name = optarg;
+			break;
+		case 'l':
+			o.local_bytes = strtoull(optarg, NULL, 0);
+			break;
+		case 'g':
+			nregions = (unsigned)atoi(optarg);
+			break;
+		default:
+			return 2;
+		}
+	}
+	if (!pages_each || !nthreads || nthreads > 64 || !nregions)
+		return 2;
+	printf("torture: seed %llu\n", (unsigned long long)seed);
+	fflush(stdout);
+	memory = calloc(nregions, sizeof *memory);
+	shadow = calloc(nregions, sizeof *shadow);
+	for (unsigned i = 0; i < nregions; i++) {
+		memory[i] = fm_map(pages_each * PAGE, &o);
+		shadow[i] = calloc(pages_each, PAGE);
+		if (!memory[i] || !shadow[i]) {
+			fprintf(stderr, "torture: region %u: %s\n", i, strerror(errno));
+			return 1;
+		}
+	}
+	for (unsigned i = 0; i < nthreads; i++)
+		pthread_create(&threads[i], NULL, worker, (void *)(uintptr_t)i);
+	sleep(seconds);
+	atomic_store(&stop, true);
+	for (unsigned i = 0; i < nthreads; i++)
+		pthread_join(threads[i], NULL);
+	/* At last every word of it. */
+	for (unsigned i = 0; i < nregions; i++) {
+		for (size_t p = 0; p < pages_each; p++)
+			check(memory[i] + p * WORDS, shadow[i] + p * WORDS, WORDS);
+		if (fm_unmap(memory[i], pages_each * PAGE)) {
+			fprintf(stderr, "torture: fm_unmap: %s\n", strerror(errno));
+			return 1;
+		}
+		free(shadow[i]);
+	}
+	free(memory);
+	free(shadow);
+	printf("torture: longest operation %llu us\n", (unsigned long long)atomic_load(&longest_ns) / 1000);
+	printf("torture: %lu operations, %lu wrong words\n", atomic_load(&ops), atomic_load(&wrong));
+	return atomic_load(&wrong) ? 1 : 0;
+}
