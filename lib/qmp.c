@@ -257,9 +257,12 @@ int fm_qmp_human(struct fm_qmp *q, const char *line, char **text, unsigned timeo
 static const char *event_fits(const json_t *json, const char *const *names, const char *key, const char *value)
 {
 	const char *name = json_string_value(json_object_get(json, "event")), *v;
+	const json_t *data = json_object_get(json, "data");
 
 	if (key && value) {
-		v = json_string_value(json_object_get(json_object_get(json, "data"), key));
+		v = json_string_value(json_object_get(data, key));
+		if (!v) /* ACPI_DEVICE_OST has it one level down */
+			v = json_string_value(json_object_get(json_object_get(data, "info"), key));
 		if (!v || strcmp(v, value))
 			return NULL;
 	}
@@ -270,7 +273,7 @@ static const char *event_fits(const json_t *json, const char *const *names, cons
 }
 
 int fm_qmp_wait_event(struct fm_qmp *q, const char *const *names, const char *key, const char *value, const char **name,
-		      unsigned timeout_ms)
+		      json_t **data, unsigned timeout_ms)
 {
 	int64_t deadline = now_ms() + timeout_ms;
 	struct fm_qmp_message m;
@@ -281,6 +284,8 @@ int fm_qmp_wait_event(struct fm_qmp *q, const char *const *names, const char *ke
 			*name = event_fits(q->events[i], names, key, value);
 			if (!*name)
 				continue;
+			if (data)
+				*data = json_incref(json_object_get(q->events[i], "data"));
 			json_decref(q->events[i]);
 			memmove(q->events + i, q->events + i + 1, sizeof *q->events * (--q->nevents - i));
 			return 0;

@@ -71,11 +71,12 @@ int fm_qmp_call(struct fm_qmp *q, const char *command, json_t *args, json_t **re
 int fm_qmp_human(struct fm_qmp *q, const char *line, char **text, unsigned timeout_ms);
 
 /*
- * Wait for an event whose data has string value at key (value NULL: any). names: up to a NULL. Events that came since the
- * connection began count. *name: set to which of names it was. Returns 0, -ETIMEDOUT, -EPIPE, -EPROTO.
+ * Wait for an event whose data, or data.info, has string value at key (value NULL: any). names: up to a NULL. Events that came
+ * since the connection began count. *name: set to which of names it was. data: NULL, or set to its data (NULL if it has none),
+ * which the caller owns. Returns 0, -ETIMEDOUT, -EPIPE, -EPROTO.
  */
 int fm_qmp_wait_event(struct fm_qmp *q, const char *const *names, const char *key, const char *value, const char **name,
-		      unsigned timeout_ms);
+		      json_t **data, unsigned timeout_ms);
 
 /* The last failure in words, "" if there was none. Lives as long as q and until the next call. */
 const char *fm_qmp_why(const struct fm_qmp *q);

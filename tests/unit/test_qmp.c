@@ -119,12 +119,15 @@ static void test_calls(void)
 	    "{\"return\": {\"x\": 5}, \"id\": 2}\r\n"
 	    "{\"id\": 3, \"error\": {\"class\": \"DeviceNotFound\", \"desc\": \"no such \\n thing\"}}\r\n"
 	    "{\"event\": \"DEVICE_DELETED\", \"data\": {\"device\": \"b\"}}\r\n"
+	    "{\"event\": \"ACPI_DEVICE_OST\", \"data\": {\"info\": {\"device\": \"d\", \"status\": 0}}}\r\n"
 	    "{\"return\": \"text\", \"id\": 4}\r\n"
 	    "{\"return\": {}, \"id\": 5}\r\n"
 	    "{\"return\": {}, \"id\": 99}\r\n";
 	static const char *const deleted[] = {"DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", NULL};
+	static const char *const ost[] = {"ACPI_DEVICE_OST", NULL};
 	char why[FM_QMP_WHY] = "", *text;
 	const char *name;
+	json_t *data = NULL;
 	struct fm_qmp *q;
 	json_t *result;
 	int pid, r = fm_qmp_open_fd(fake(script, sizeof script - 1, false, &pid), 2000, &q, why);
@@ -141,9 +144,12 @@ static void test_calls(void)
 	ok(fm_qmp_human(q, "info x", &text, 2000) == 0 && !strcmp(text, "text"), "human monitor");
 	free(text);
 	is_u64(fm_qmp_human(q, "info y", &text, 2000), -EPROTO, "human monitor without text");
-	ok(fm_qmp_wait_event(q, deleted, "device", "b", &name, SHORT_MS) == 0 && !strcmp(name, "DEVICE_DELETED"), "event of b");
-	ok(fm_qmp_wait_event(q, deleted, "device", "a", &name, SHORT_MS) == 0, "event of a, which came earlier");
-	is_u64(fm_qmp_wait_event(q, deleted, "device", "a", &name, SHORT_MS), -ETIMEDOUT, "... once only");
+	ok(fm_qmp_wait_event(q, deleted, "device", "b", &name, NULL, SHORT_MS) == 0 && !strcmp(name, "DEVICE_DELETED"), "event of b");
+	ok(fm_qmp_wait_event(q, deleted, "device", "a", &name, NULL, SHORT_MS) == 0, "event of a, which came earlier");
+	is_u64(fm_qmp_wait_event(q, deleted, "device", "a", &name, NULL, SHORT_MS), -ETIMEDOUT, "... once only");
+	ok(fm_qmp_wait_event(q, ost, "device", "d", &name, &data, SHORT_MS) == 0 && json_object_get(data, "info"),
+	   "event that names its device one level down, with its data");
+	json_decref(data);
 	fm_qmp_close(q);
 	end(pid);
 
