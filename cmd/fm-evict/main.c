@@ -207,7 +207,7 @@ static int wait_for(_Atomic uint64_t *resident, uint64_t limit)
 
 static int limit(const char *size, const char *region)
 {
-	uint64_t host = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / FM_PAGE_SIZE, pages;
+	uint64_t host = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / FM_PAGE_SIZE, pages = 0;
 	struct fm_ctl_evict q = {.pages = FM_LIMIT_NONE};
 	struct fm_daemon_map d;
 	struct fm_region_map m;

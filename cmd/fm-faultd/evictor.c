@@ -41,6 +41,7 @@ void evictor_spawn(struct faultd *d)
 	sigemptyset(&none);
 	posix_spawnattr_setsigmask(&attr, &none);
 	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK);
+	d->child_came_up = false;
 	e = posix_spawn(&d->evictor_child, path, NULL, &attr, argv, environ);
 	posix_spawnattr_destroy(&attr);
 	if (e) {
@@ -55,15 +56,16 @@ void evictor_child_ended(struct faultd *d, pid_t pid, int status)
 	if (pid != d->evictor_child)
 		return;
 	d->evictor_child = 0;
-	if (!d->stop) {
-		if (WIFSIGNALED(status))
-			fm_warn("fm-evict: ended by signal %d: started again", WTERMSIG(status));
-		else
-			fm_warn("fm-evict: ended with status %d: started again", WEXITSTATUS(status));
-		/* At once the first time, then once a second: one that cannot start must not spin. */
-		evictor_spawn(d);
-		d->respawn_ns = fm_now_ns() + 1000000000u;
-	}
+	if (d->stop)
+		return;
+	if (WIFSIGNALED(status))
+		fm_warn("fm-evict: ended by signal %d: started again", WTERMSIG(status));
+	else
+		fm_warn("fm-evict: ended with status %d: started again", WEXITSTATUS(status));
+	/* At once when it had come up; else in a second: one that cannot start must not spin. */
+	d->respawn_ns = d->child_came_up ? 0 : fm_now_ns() + 1000000000u;
+	if (!d->evictor)
+		evictor_spawn(d); /* else evictor_lost() does, after it has mended */
 }
 
 void evictor_kick(struct faultd *d)
@@ -108,6 +110,7 @@ void evictor_connected(struct faultd *d, struct conn *c)
 	strcpy(ok.store_uri, d->store_uri);
 	c->evictor = true;
 	d->evictor = c;
+	d->child_came_up |= c->pid == d->evictor_child;
 	atomic_store(&d->hold, true);
 	atomic_store(&d->daemon->evictor_pid, c->pid);
 	conn_reply(c, FM_CTL_EVICTOR_OK, &ok, fds, 2);

@@ -75,6 +75,7 @@ struct faultd {
 	struct region *regions;
 	struct conn *evictor; /* NULL: none */
 	pid_t evictor_child;  /* 0: none */
+	bool child_came_up;   /* it has connected */
 	uint64_t respawn_ns;  /* when to start another; 0: no need */
 	uint64_t next_cookie;
 	atomic_bool hold; /* are fills held back above the hard mark? */

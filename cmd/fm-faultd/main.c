@@ -205,8 +205,7 @@ static void open_daemon_state(struct faultd *d)
 	strcpy(s->store_uri, d->store_uri);
 	atomic_store(&s->limit_pages, d->local_pages);
 	atomic_store(&s->store_up, 1);
-	atomic_thread_fence(memory_order_seq_cst);
-	s->magic = FM_MAGIC_DAEMON;
+	__atomic_store_n(&s->magic, FM_MAGIC_DAEMON, __ATOMIC_SEQ_CST); /* last: from here on it is one */
 	d->daemon = s;
 }
 

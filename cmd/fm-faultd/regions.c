@@ -398,8 +398,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	}
 	adopt_present(d, r);
 	/* It counts from here: if we die now, the next fm-faultd takes it over. */
-	atomic_thread_fence(memory_order_seq_cst);
-	r->map.hdr->magic = FM_MAGIC_REGION;
+	__atomic_store_n(&r->map.hdr->magic, FM_MAGIC_REGION, __ATOMIC_SEQ_CST);
 	e = start_shards(d, r, store_why);
 	if (e) {
 		conn_error(c, -e, "%s", store_why);

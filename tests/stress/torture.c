@@ -65,10 +65,14 @@ static void one(uint64_t *rnd, unsigned thread)
 
 	/* Threads own interleaved pages: neighbours, and runs, are shared by all of them. */
 	page = next_random(rnd) % pages_each;
-	page -= page % nthreads;
-	page += thread;
-	if (page >= pages_each || (pages_each < nthreads && region % nthreads != thread))
-		return;
+	if (pages_each < nthreads) {
+		if (region % nthreads != thread) /* too small to share: a thread owns the region */
+			return;
+	} else {
+		page = page - page % nthreads + thread;
+		if (page >= pages_each)
+			return;
+	}
 	m = memory[region] + page * WORDS;
 	s = shadow[region] + page * WORDS;
 	first = next_random(rnd) % WORDS;
