@@ -1,0 +1,297 @@
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "hotplug.h"
+#include "qemu.h"
+#include "size.h"
+
+#define TMPFS_MAGIC     0x01021994
+#define HUGETLBFS_MAGIC 0x958458f6
+
+#define MEMFD_NAME "/memfd:memory-backend-memfd"
+#define FILE_NAME  "qemu_back_mem." /* memory-backend-file in a folder: util/mmap-alloc.c, softmmu/physmem.c */
+
+static int maps(struct vm *vm, struct fm_mapping **list, size_t *n)
+{
+	int r = fm_proc_maps(vm->pid, list, n);
+
+	if (r == 0)
+		return FM_EXIT_OK;
+	fm_warn("%s: maps of process %d: %s", vm->arg, vm->pid,
+		r == -ESRCH                  ? "the VM is gone"
+		: r == -EACCES || r == -EPERM ? "no permission: run as root"
+					     : strerror(-r));
+	return r == -ESRCH ? FM_EXIT_PEER : FM_EXIT_FAILED;
+}
+
+/* Do mappings of one file cover [hva, hva + bytes) without a gap, in the file's order? Sets offset and mapping. */
+static bool covers(const struct fm_mapping *list, size_t n, struct memory *m)
+{
+	const struct fm_mapping *first = fm_proc_find_address(list, n, m->hva), *v = first;
+	uint64_t at = m->hva;
+
+	if (!first)
+		return false;
+	m->mapping = *first;
+	m->offset = first->offset + (m->hva - first->start);
+	for (; at < m->hva + m->bytes; at = v->end, v++)
+		if (v == list + n || v->start > at || v->dev != first->dev || v->ino != first->ino ||
+		    v->offset + (at - v->start) != m->offset + (at - m->hva))
+			return false;
+	return true;
+}
+
+/* The address of a backend by the human monitor: where the guest sees it, then where that is in QEMU. */
+static int ask_hva(struct vm *vm, const struct backend *b, uint64_t *hva)
+{
+	uint64_t gpa, offset;
+	char line[64], *text = NULL;
+	int r = fm_qmp_human(vm->qmp, "info mtree -f", &text, FM_QMP_REPLY_MS);
+
+	if (r) {
+		fm_warn("%s: info mtree: %s", vm->arg, fm_qmp_why(vm->qmp));
+		return FM_EXIT_FAILED;
+	}
+	r = fm_qemu_find_ram(text, b->id, &gpa, &offset);
+	free(text);
+	if (r) {
+		fm_warn("%s: backend '%s': the guest does not see it: no device uses it", vm->arg, b->id);
+		return FM_EXIT_FAILED;
+	}
+	snprintf(line, sizeof line, "gpa2hva 0x%llx", (unsigned long long)gpa);
+	r = fm_qmp_human(vm->qmp, line, &text, FM_QMP_REPLY_MS);
+	if (r) {
+		fm_warn("%s: %s: %s", vm->arg, line, fm_qmp_why(vm->qmp));
+		return FM_EXIT_FAILED;
+	}
+	r = fm_qemu_parse_gpa2hva(text, b->id, hva);
+	if (r)
+		fm_warn("%s: %s: not the address of backend '%s': '%.80s'", vm->arg, line, b->id, text);
+	else
+		*hva -= offset;
+	free(text);
+	return r ? FM_EXIT_FAILED : FM_EXIT_OK;
+}
+
+int memory_find(struct vm *vm, const struct backend *b, struct memory *m)
+{
+	struct fm_mapping *list;
+	size_t n;
+	int r;
+
+	*m = (struct memory){.bytes = b->bytes};
+	r = ask_hva(vm, b, &m->hva);
+	if (!r)
+		r = maps(vm, &list, &n);
+	if (r)
+		return r;
+	if (!covers(list, n, m)) {
+		fm_warn("%s: backend '%s': not found in process %d; if that is not the QEMU process, name the VM by pid:N", vm->arg, b->id,
+			vm->pid);
+		r = FM_EXIT_FAILED;
+	}
+	free(list);
+	return r;
+}
+
+int memory_find_new(struct vm *vm, uint64_t bytes, const struct fm_mapping *before, size_t nbefore, struct memory *m)
+{
+	struct fm_mapping *list;
+	unsigned hits = 0;
+	size_t n;
+	int r = maps(vm, &list, &n);
+
+	if (r)
+		return r;
+	for (size_t i = 0; i < n; i++) {
+		const struct fm_mapping *v = &list[i];
+		bool old = !v->shared || v->end - v->start != bytes;
+
+		for (size_t k = 0; k < nbefore && !old; k++)
+			old = before[k].ino == v->ino && before[k].dev == v->dev;
+		if (old)
+			continue;
+		hits++;
+		*m = (struct memory){.hva = v->start, .bytes = bytes, .offset = v->offset, .mapping = *v};
+	}
+	free(list);
+	if (hits == 1)
+		return FM_EXIT_OK;
+	fm_warn("%s: the new memory: %s in process %d; if that is not the QEMU process, name the VM by pid:N", vm->arg,
+		hits ? "more than one new mapping of its size" : "not found", vm->pid);
+	return FM_EXIT_FAILED;
+}
+
+/* One line that says why this file cannot be paged; NULL: it can. */
+static const char *file_refusal(int file)
+{
+	struct statfs fs;
+
+	if (fstatfs(file, &fs) < 0)
+		return "its file system is not known";
+	if (fs.f_type == HUGETLBFS_MAGIC)
+		return "it is backed by huge pages (hugetlbfs), which cannot be paged: use ordinary pages (hugetlb=off)";
+	if (fs.f_type != TMPFS_MAGIC)
+		return "it is a file on a disk: use memory-backend-memfd, or a file on tmpfs (/dev/shm)";
+	return NULL;
+}
+
+static const char *flags_refusal(const struct fm_vmflags *f)
+{
+	if (f->hugetlb)
+		return "it is backed by huge pages (hugetlbfs), which cannot be paged: use ordinary pages (hugetlb=off)";
+	if (f->locked)
+		return "it is locked in memory: start the VM without -overcommit mem-lock=on";
+	return f->io ? "it is device memory" : NULL;
+}
+
+static int refuse(struct vm *vm, const char *what, const char *why)
+{
+	fm_warn("%s: %s: %s", vm->arg, what, why);
+	return FM_EXIT_FAILED;
+}
+
+/* Flags of all its mappings. */
+static int check_flags(struct vm *vm, const char *what, const struct memory *m, bool *far)
+{
+	struct fm_mapping *list;
+	struct fm_vmflags f;
+	const char *why = NULL;
+	size_t n;
+	int r = maps(vm, &list, &n);
+
+	if (r)
+		return r;
+	*far = false;
+	for (size_t i = 0; i < n && !why; i++) {
+		if (list[i].end <= m->hva || list[i].start >= m->hva + m->bytes)
+			continue;
+		r = fm_proc_vmflags(vm->pid, list[i].start, &f);
+		if (r)
+			why = r == -EACCES ? "no permission to look at it: run as root" : "its flags cannot be read";
+		else
+			why = flags_refusal(&f);
+		*far |= f.uffd_missing || f.uffd_wp;
+	}
+	free(list);
+	return why ? refuse(vm, what, why) : FM_EXIT_OK;
+}
+
+int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *far, int *file, int *remote)
+{
+	const struct fm_mapping *v = &m->mapping;
+	const char *why;
+	char text[96];
+	int other, r;
+
+	*far = false;
+	*file = *remote = -1;
+	if (!v->shared)
+		return refuse(vm, what, "it is private (share=off): start the VM with share=on for its memory backend");
+	if (!v->ino || !v->read || !v->write)
+		return refuse(vm, what, "it is not a file mapped for reading and writing: use memory-backend-memfd,share=on");
+	r = check_flags(vm, what, m, far);
+	if (r || *far)
+		return r;
+	r = fm_proc_other_mapper(vm->pid, v->dev, v->ino, &other);
+	if (r) {
+		snprintf(text, sizeof text, "process %d has it mapped too (vhost-user?): it would read missing pages as zeros", other);
+		return refuse(vm, what, r > 0 ? text : strerror(-r));
+	}
+	*file = fm_proc_open_mapping(vm->pid, v, remote);
+	if (*file < 0)
+		return refuse(vm, what, *file == -EACCES || *file == -EPERM ? "no permission to open it: run as root" : strerror(-*file));
+	why = file_refusal(*file);
+	if (!why)
+		return FM_EXIT_OK;
+	close(*file);
+	*file = -1;
+	return refuse(vm, what, why);
+}
+
+/* Does the process hold a descriptor that pins guest memory? */
+static bool pins_memory(int pid)
+{
+	static const char *const kinds[] = {"/dev/vfio/", "anon_inode:[vfio", "anon_inode:vfio", "/dev/vhost-vdpa", "/dev/iommu"};
+	char path[32], target[64];
+	struct dirent *e;
+	bool found = false;
+	ssize_t n;
+	DIR *d;
+
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	d = opendir(path);
+	while (d && !found && (e = readdir(d))) {
+		if (!isdigit((unsigned char)e->d_name[0]) || (n = readlinkat(dirfd(d), e->d_name, target, sizeof target - 1)) < 0)
+			continue;
+		target[n] = '\0';
+		for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
+			found |= !strncmp(target, kinds[i], strlen(kinds[i]));
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
+static bool is_backend_file(const struct fm_mapping *v)
+{
+	return v->shared && v->read && v->write && v->ino &&
+	       (!strncmp(v->name, MEMFD_NAME, sizeof MEMFD_NAME - 1) || strstr(v->name, FILE_NAME));
+}
+
+int memory_list(struct vm *vm, struct memory **list, size_t *n)
+{
+	struct fm_mapping *v;
+	size_t nv;
+	int r = maps(vm, &v, &nv);
+
+	*list = NULL;
+	*n = 0;
+	if (r)
+		return r;
+	*list = calloc(nv + 1, sizeof **list);
+	for (size_t i = 0; *list && i < nv; i++) {
+		struct memory *last = *n ? &(*list)[*n - 1] : NULL;
+
+		if (!is_backend_file(&v[i]))
+			continue;
+		/* One backend may have been cut into several mappings, by registering it in shards. */
+		if (last && last->hva + last->bytes == v[i].start && last->mapping.ino == v[i].ino &&
+		    last->offset + last->bytes == v[i].offset)
+			last->bytes += v[i].end - v[i].start;
+		else
+			(*list)[(*n)++] = (struct memory){
+			    .hva = v[i].start, .bytes = v[i].end - v[i].start, .offset = v[i].offset, .mapping = v[i]};
+	}
+	free(v);
+	return *list ? FM_EXIT_OK : refuse(vm, "memory", strerror(ENOMEM));
+}
+
+int memory_check_vm(struct vm *vm)
+{
+	struct memory *list;
+	char text[160];
+	size_t n;
+	int other = 0, r;
+
+	if (pins_memory(vm->pid))
+		return refuse(vm, "VFIO or vDPA device", "it pins the guest's memory, which can then not be paged: remove the device");
+	r = memory_list(vm, &list, &n);
+	if (r)
+		return r;
+	for (size_t i = 0; i < n && !other; i++)
+		if (fm_proc_other_mapper(vm->pid, list[i].mapping.dev, list[i].mapping.ino, &other) != 1)
+			other = 0;
+	free(list);
+	if (!other)
+		return FM_EXIT_OK;
+	snprintf(text, sizeof text,
+		 "process %d has it mapped too (vhost-user?): it would read missing pages as zeros; remove that device", other);
+	return refuse(vm, "its memory", text);
+}

@@ -1,0 +1,245 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "hotplug.h"
+#include "qemu.h"
+
+#define GREETING_MS 3000
+#define CMDLINE_MAX (1u << 20)
+#define PATHS       4
+
+static int pid_of(const char *arg)
+{
+	char *end;
+	long v;
+
+	errno = 0;
+	v = strtol(arg, &end, 10);
+	return end == arg || *end || errno || v <= 0 || v > 0x7fffffff ? -1 : (int)v;
+}
+
+static char *read_cmdline(int pid, size_t *len)
+{
+	char path[32], *buf = malloc(CMDLINE_MAX);
+	ssize_t n = -1;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/cmdline", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	*len = 0;
+	while (buf && fd >= 0 && *len < CMDLINE_MAX && (n = read(fd, buf + *len, CMDLINE_MAX - *len)) > 0)
+		*len += (size_t)n;
+	if (fd >= 0)
+		close(fd);
+	return buf;
+}
+
+/* As the process itself would open it: relative to its working directory, in its own view of the files. */
+static void path_of_process(int pid, const char *path, char *out, size_t cap)
+{
+	if (*path == '/' && access(path, F_OK) == 0)
+		snprintf(out, cap, "%s", path);
+	else
+		snprintf(out, cap, "/proc/%d/%s/%s", pid, *path == '/' ? "root" : "cwd", path + (*path == '/'));
+}
+
+/* Find a QMP socket on the command line of vm->pid, and connect. */
+static int open_by_pid(struct vm *vm, bool need_qmp)
+{
+	char paths[PATHS][FM_QEMU_PATH], path[PATHS * FM_QEMU_PATH + 32], why[FM_QMP_WHY] = "";
+	size_t len;
+	char *cmdline = read_cmdline(vm->pid, &len);
+	bool by_fd = false;
+	unsigned n = cmdline ? fm_qemu_qmp_paths(cmdline, len, paths, PATHS, &by_fd) : 0;
+	int r = -ENOENT;
+
+	free(cmdline);
+	for (unsigned i = 0; i < n && r; i++) {
+		path_of_process(vm->pid, paths[i], path, sizeof path);
+		r = fm_qmp_open(path, GREETING_MS, &vm->qmp, why);
+		if (r == 0 && fm_qmp_peer(vm->qmp) != vm->pid) {
+			fm_qmp_close(vm->qmp);
+			vm->qmp = NULL;
+			snprintf(why, sizeof why, "another process listens on this socket");
+			r = -ENOENT;
+		}
+		if (r)
+			fm_info("%s: QMP socket %s: %s", vm->arg, path, why);
+	}
+	if (vm->qmp || !need_qmp)
+		return FM_EXIT_OK;
+	if (n)
+		fm_warn("%s: QMP socket %s: %s", vm->arg, path, why);
+	else if (by_fd)
+		fm_warn("%s: its QMP socket belongs to libvirt, and libvirt's domains cannot be named yet: only --attach works", vm->arg);
+	else
+		fm_warn("%s: no QMP socket on its command line: start the VM with -qmp unix:PATH,server=on,wait=off (--attach works without)",
+			vm->arg);
+	return n ? FM_EXIT_PEER : FM_EXIT_FAILED;
+}
+
+static int open_by_path(struct vm *vm)
+{
+	char why[FM_QMP_WHY];
+	int r = fm_qmp_open(vm->arg, GREETING_MS, &vm->qmp, why);
+
+	if (r) {
+		fm_warn("%s: %s", vm->arg, why);
+		return FM_EXIT_PEER;
+	}
+	vm->pid = fm_qmp_peer(vm->qmp);
+	if (vm->pid > 0)
+		return FM_EXIT_OK;
+	fm_warn("%s: the process of this QEMU cannot be seen: is it in another pid namespace?", vm->arg);
+	return FM_EXIT_FAILED;
+}
+
+/* What people call the VM, in a region's name: printable, no blanks. */
+static void set_name(struct vm *vm)
+{
+	json_t *result = NULL;
+	const char *s = NULL;
+	size_t n = 0;
+
+	if (vm->qmp && fm_qmp_call(vm->qmp, "query-name", NULL, &result, FM_QMP_REPLY_MS) == 0)
+		s = json_string_value(json_object_get(result, "name"));
+	for (; s && *s && n < sizeof vm->name - 1; s++)
+		vm->name[n++] = *s > 0x20 && *s < 0x7f ? *s : '_';
+	vm->name[n] = '\0';
+	if (!n)
+		snprintf(vm->name, sizeof vm->name, "vm-%d", vm->pid);
+	json_decref(result);
+}
+
+int vm_open(struct vm *vm, const char *arg, bool need_qmp)
+{
+	uint64_t start;
+	struct stat st;
+	int r;
+
+	*vm = (struct vm){.arg = arg};
+	if (!strncmp(arg, "pid:", 4)) {
+		vm->pid = pid_of(arg + 4);
+		if (vm->pid < 0) {
+			fm_warn("VM '%s': not pid:N", arg);
+			return FM_EXIT_USAGE;
+		}
+		r = fm_proc_start(vm->pid, &start);
+		if (r) {
+			fm_warn("%s: %s", arg, r == -ESRCH ? "no such process: the VM is gone" : strerror(-r));
+			return FM_EXIT_PEER;
+		}
+		r = open_by_pid(vm, need_qmp);
+	} else if (!strchr(arg, '/') && stat(arg, &st) < 0) {
+		fm_warn("VM '%s': names and UUIDs of libvirt domains are not understood yet: give a QMP socket's path, or pid:N", arg);
+		return FM_EXIT_USAGE;
+	} else {
+		r = open_by_path(vm);
+	}
+	if (r == FM_EXIT_OK)
+		set_name(vm);
+	return r;
+}
+
+void vm_close(struct vm *vm)
+{
+	fm_qmp_close(vm->qmp);
+	vm->qmp = NULL;
+}
+
+int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, json_t **result)
+{
+	int r = fm_qmp_call(vm->qmp, command, args, result, FM_QMP_REPLY_MS);
+
+	if (r == 0)
+		return FM_EXIT_OK;
+	fm_warn("%s: %s: %s", vm->arg, what, fm_qmp_why(vm->qmp));
+	return r == -EREMOTEIO ? FM_EXIT_FAILED : FM_EXIT_PEER;
+}
+
+static void copy_text(char *to, size_t cap, const json_t *json, const char *key)
+{
+	const char *s = json_string_value(json_object_get(json, key));
+	const char *slash = s ? strrchr(s, '/') : NULL; /* "/objects/ID" */
+
+	snprintf(to, cap, "%s", slash ? slash + 1 : s ? s : "");
+}
+
+static uint64_t integer(const json_t *json, const char *key)
+{
+	return (uint64_t)json_integer_value(json_object_get(json, key));
+}
+
+/* Ask for an array of things of size bytes each; *list zeroed, with room for all. */
+static int query(struct vm *vm, const char *command, size_t size, void **list, json_t **result)
+{
+	int r = vm_call(vm, command, command, NULL, result);
+
+	*list = NULL;
+	if (r)
+		return r;
+	*list = json_is_array(*result) ? calloc(json_array_size(*result) + 1, size) : NULL;
+	if (*list)
+		return FM_EXIT_OK;
+	fm_warn("%s: %s: %s", vm->arg, command, json_is_array(*result) ? strerror(ENOMEM) : "not a list");
+	json_decref(*result);
+	return FM_EXIT_FAILED;
+}
+
+int vm_backends(struct vm *vm, struct backend **list, size_t *n)
+{
+	json_t *result = NULL, *b;
+	void *memory;
+	size_t i;
+	int r = query(vm, "query-memdev", sizeof **list, &memory, &result);
+
+	*list = memory;
+	*n = 0;
+	if (r)
+		return r;
+	json_array_foreach(result, i, b) {
+		copy_text((*list)[i].id, ID_MAX, b, "id");
+		(*list)[i].bytes = integer(b, "size");
+		(*list)[i].share = json_is_true(json_object_get(b, "share"));
+	}
+	*n = i;
+	json_decref(result);
+	return FM_EXIT_OK;
+}
+
+int vm_devices(struct vm *vm, struct device **list, size_t *n)
+{
+	json_t *result = NULL, *e, *data;
+	void *memory;
+	size_t i;
+	int r = query(vm, "query-memory-devices", sizeof **list, &memory, &result);
+
+	*list = memory;
+	*n = 0;
+	if (r)
+		return r;
+	json_array_foreach(result, i, e) {
+		struct device *d = &(*list)[i];
+		json_t *slot;
+
+		data = json_object_get(e, "data");
+		slot = json_object_get(data, "slot");
+		copy_text(d->type, sizeof d->type, e, "type");
+		copy_text(d->id, ID_MAX, data, "id");
+		copy_text(d->backend, ID_MAX, data, "memdev");
+		d->gpa = integer(data, json_object_get(data, "memaddr") ? "memaddr" : "addr");
+		d->bytes = integer(data, "size");
+		d->max_bytes = json_object_get(data, "max-size") ? integer(data, "max-size") : d->bytes;
+		d->node = (int)integer(data, "node");
+		d->slot = slot ? (int)json_integer_value(slot) : -1;
+		d->hotplugged = !json_object_get(data, "hotplugged") || json_is_true(json_object_get(data, "hotplugged"));
+	}
+	*n = i;
+	json_decref(result);
+	return FM_EXIT_OK;
+}
