@@ -263,8 +263,9 @@ int fm_shmfile_daemon_map(int dirfd, unsigned flags, struct fm_daemon_map *out, 
 	m.fd = err = open_file(dirfd, FM_DAEMON_STATE, flags, &size);
 	if (err < 0)
 		goto fail;
-	err = -EPROTO;
-	reason = "shorter than its header";
+	/* Each fm-faultd writes the file anew, the magic last. */
+	err = size ? -EPROTO : -ENODATA;
+	reason = size ? "shorter than its header" : "not finished";
 	if (size < sizeof *m.shm)
 		goto fail;
 	p = mmap(NULL, sizeof *m.shm, prot(flags), MAP_SHARED, m.fd, 0);
@@ -274,12 +275,16 @@ int fm_shmfile_daemon_map(int dirfd, unsigned flags, struct fm_daemon_map *out, 
 	}
 	m.shm = p;
 	reason = NULL;
-	if (m.shm->magic != FM_MAGIC_DAEMON)
+	if (!m.shm->magic) {
+		reason = "not finished";
+		err = -ENODATA;
+	} else if (m.shm->magic != FM_MAGIC_DAEMON) {
 		reason = "no daemon's file (bad magic)";
-	else if (m.shm->version != FM_SHM_VERSION)
+	} else if (m.shm->version != FM_SHM_VERSION) {
 		reason = "made by another version of fm";
-	else if (!is_text(m.shm->store_uri, sizeof m.shm->store_uri))
+	} else if (!is_text(m.shm->store_uri, sizeof m.shm->store_uri)) {
 		reason = "store URI is not printable";
+	}
 	if (reason)
 		goto fail;
 	*out = m;

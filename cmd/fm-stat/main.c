@@ -29,7 +29,7 @@ static const char usage[] =
     "  -c, --count COUNT     end after COUNT times\n"
     "  -j, --json            a JSON document a line\n"
     "  -p, --prometheus      Prometheus text format\n"
-    "      --run-dir DIR     run directory of fm-faultd ($FM_RUN_DIR, else /run/fm)\n"
+    "  -d, --run-dir DIR     run directory of fm-faultd ($FM_RUN_DIR, else /run/fm)\n"
     "  -v, --verbose         more messages\n"
     "  -h, --help            this text\n"
     "  -V, --version         version\n";
@@ -109,13 +109,12 @@ static enum what parse_what(const char *text)
 
 static void parse_options(int argc, char **argv, struct options *o)
 {
-	enum { RUN_DIR = 256 };
 	static const struct option longs[] = {
 		{ "interval", required_argument, NULL, 'i' },
 		{ "count", required_argument, NULL, 'c' },
 		{ "json", no_argument, NULL, 'j' },
 		{ "prometheus", no_argument, NULL, 'p' },
-		{ "run-dir", required_argument, NULL, RUN_DIR },
+		{ "run-dir", required_argument, NULL, 'd' },
 		{ "verbose", no_argument, NULL, 'v' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
@@ -124,7 +123,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 	const char *run_dir = NULL;
 	int c;
 
-	while ((c = getopt_long(argc, argv, "i:c:jpvhV", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "i:c:jpd:vhV", longs, NULL)) != -1) {
 		switch (c) {
 		case 'i':
 			o->interval_ns = parse_interval(optarg);
@@ -138,7 +137,7 @@ static void parse_options(int argc, char **argv, struct options *o)
 		case 'p':
 			set_form(o, PROMETHEUS);
 			break;
-		case RUN_DIR:
+		case 'd':
 			run_dir = optarg;
 			break;
 		case 'v':

@@ -50,6 +50,12 @@ static void read_region(const struct fm_region_map *m, struct sample_region *r)
 	}
 }
 
+/* A file whose owner ended, or is being made just now, is no error. */
+static bool comes_and_goes(int err)
+{
+	return err == -ENOENT || err == -ENODATA;
+}
+
 static void read_daemon(int dirfd, bool warn, struct sample *s)
 {
 	struct fm_daemon_map m = { .fd = -1 };
@@ -62,7 +68,7 @@ static void read_daemon(int dirfd, bool warn, struct sample *s)
 		fm_warn("%s: %s", FM_DAEMON_LOCK, strerror(-alive));
 	err = fm_shmfile_daemon_map(dirfd, 0, &m, &why);
 	if (err) {
-		if (warn && err != -ENOENT)
+		if (warn && !comes_and_goes(err))
 			fm_warn("%s: %s", FM_DAEMON_STATE, err == -EPROTO ? why : strerror(-err));
 		return;
 	}
@@ -82,12 +88,6 @@ static void read_daemon(int dirfd, bool warn, struct sample *s)
 	s->store_limit_bytes = fm_ld(&m.shm->store_limit_bytes);
 	s->store_errors = fm_ld(&m.shm->store_errors);
 	fm_shmfile_daemon_unmap(&m);
-}
-
-/* A region that ended, or is being made just now, is no error. */
-static bool comes_and_goes(int err)
-{
-	return err == -ENOENT || err == -ENODATA;
 }
 
 int sample_take(int dirfd, bool warn, struct sample *s)

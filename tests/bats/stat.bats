@@ -272,6 +272,19 @@ check_prometheus() {
 	"$stat" -p | check_prometheus
 }
 
+@test "INTERFACES.md has every metric and every JSON field" {
+	requires jq || skip "no jq"
+	two_regions
+	doc=$BATS_TEST_DIRNAME/../../INTERFACES.md
+	for word in $("$stat" -p | sed -n 's/^# TYPE \([a-z_]*\) .*/\1/p') \
+		$("$stat" -j latency | jq -r '[.. | objects | keys[]] | unique[]'); do
+		grep -qE "\`\.?([a-z]+\.)?$word(\[\]|\.[a-z_]+)?\`" "$doc" || {
+			echo "INTERFACES.md lacks $word"
+			return 1
+		}
+	done
+}
+
 @test "fm-stat -i -c: so many samples, with rates" {
 	two_regions
 	run "$stat" -i 0.05 -c 3

@@ -219,6 +219,11 @@ static void test_daemon(void)
 	if (fd < 0 || pwrite(fd, &d, sizeof d - 8, 0) < 0)
 		abort();
 	ok(fm_shmfile_daemon_map(dirfd_, 0, &m, &why) == -EPROTO, "cut short: %s", why);
+	d.magic = 0;
+	if (pwrite(fd, &d, sizeof d, 0) != sizeof d)
+		abort();
+	ok(fm_shmfile_daemon_map(dirfd_, 0, &m, &why) == -ENODATA, "no magic: %s", why);
+	d.magic = FM_MAGIC_DAEMON;
 	if (pwrite(fd, &d, sizeof d, 0) != sizeof d)
 		abort();
 	ok(fm_shmfile_daemon_map(dirfd_, 0, &m, &why) == 0 && m.shm->pid == 1234, "good");
