@@ -405,6 +405,16 @@ check_prometheus() {
 	[ "$status" -eq 1 ]
 }
 
+# The evictor has nothing left to do: sums agree, and the budget of 1024 pages holds.
+settled() {
+	"$stat" -j | jq -e '.daemon.resident_pages == .regions[0].resident_pages and .regions[0].resident_pages <= 1024
+		and .regions[0].resident_pages + .regions[0].remote_pages == 4096 and .stores[0].used_bytes > 0' > /dev/null
+}
+
+no_regions() {
+	[ "$("$stat" -j | jq '.regions | length')" -eq 0 ]
+}
+
 @test "fm-stat with the daemon, then without it" {
 	[ -x "$FM_BIN/fm-faultd" ] || skip "no fm-faultd in this tree yet"
 	requires jq || skip "no jq"
@@ -417,4 +427,50 @@ check_prometheus() {
 	[ "$("$stat" -j | jq .daemon.pid)" -eq 0 ]
 	run "$stat"
 	[ "$status" -eq 0 ] && [[ $output == "daemon: not running"* ]]
+}
+
+@test "fm-stat counts what a client does" {
+	[ -x "$FM_BIN/fm-faultd" ] && [ -e "$FM_LIB/libfm.a" ] || skip "no fm-faultd or no libfm.a in this tree"
+	requires jq || skip "no jq"
+	cat > "$FM_TMP/client.c" <<-'END'
+		#include <fluidmem.h>
+		#include <stdio.h>
+		#include <unistd.h>
+		int main(void)
+		{
+			struct fm_options o = { .name = "client" };
+			volatile char *p = fm_map(4096 * 4096, &o);
+			if (!p)
+				return perror("fm_map"), 1;
+			for (int i = 0; i < 4096; i++)
+				p[i * 4096] = 1 + i % 100;
+			for (int i = 0; i < 4096; i++)
+				if (p[i * 4096] != 1 + i % 100)
+					return 1;
+			puts("finished");
+			fflush(stdout);
+			pause();
+			return 0;
+		}
+	END
+	cc -o "$FM_TMP/client" -I"$FM_ROOT/lib" "$FM_TMP/client.c" "$FM_LIB/libfm.a" -lpthread
+	rmdir "$FM_RUN_DIR"
+	start_faultd --local 4M
+	"$FM_TMP/client" > "$FM_TMP/out" 3>&- &
+	pid=$!
+	track "$pid"
+	wait_for 60 grep -q finished "$FM_TMP/out"
+	"$stat" -j > "$FM_TMP/json"
+	jq -e --argjson pid "$pid" '.regions[0] | .name == "client" and .kind == "map" and .pid == $pid and .pages == 4096
+		and .faults >= 4096 and .faults_zero == 4096 and .faults_store > 0 and .evictions > 0
+		and .store_puts > 0 and .store_gets >= .faults_store and .pages_lost == 0 and .store_errors == 0
+		and .latency_ns.p50 > 0 and .latency_ns.p50 <= .latency_ns.p99 and .latency_ns.p99 <= .latency_ns.max' "$FM_TMP/json"
+	wait_for 5 settled
+	"$stat" -p | check_prometheus
+	"$stat" latency | grep -q '#'
+	"$stat" clear
+	[ "$("$stat" -j | jq '.regions[0].faults')" -eq 0 ]
+	kill -KILL "$pid"
+	wait_for 5 no_regions
+	stop_faultd
 }
