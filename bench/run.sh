@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# `make bench`: our figures beside their references, as a table and as JSON in $B/bench.json.
+#
+# Machines differ, and a shared one changes its speed from second to second: so only ratios of one run count. Ours and its
+# references take turns in short rounds; a ratio is the median of the rounds' own ratios, while the two columns before it
+# are the medians of each. Exit 0 unless something broke: a missed goal is a figure, not a failure.
+#
+# The three variants of the fault rows: who runs where decides more than anything else (DESIGN.md).
+#   one CPU    client and fault thread pinned to CPU 0
+#   two CPUs   client on CPU 0, fault thread on CPU 1: each fault wakes a halted CPU twice
+#   free       the scheduler's choice
+set -euo pipefail
+shopt -s inherit_errexit
+
+cd "$(dirname "$0")/.."
+B=${B:-build}
+BIN=$B/bin OUT=$B/bench
+ROUNDS=${ROUNDS:-25}
+PAGES=4096 TOUCHES=2048
+
+umask 077
+for dir in /dev/shm /tmp; do
+  [ -w "$dir" ] && [ "$(stat -fc %T "$dir")" = tmpfs ] && break
+  dir=''
+done
+[ -n "${dir-}" ] || { echo "bench: no tmpfs that can be written: the figures are of a store on one" >&2; exit 1; }
+T=$(mktemp -d "$dir/fm-bench.XXXXXX")
+export FM_RUN_DIR=$T/run
+FAULTD='' TRACER=''
+
+# Clients have an alarm of their own; the server goes last.
+stop() {
+  [ -z "$TRACER" ] || kill -INT "$TRACER" 2> /dev/null || true
+  if [ -n "$FAULTD" ]; then
+    kill "$FAULTD" 2> /dev/null || true
+    wait "$FAULTD" || echo "bench: fm-faultd ended with status $?" >&2
+  fi
+  rm -rf "$T"
+}
+trap stop EXIT
+trap 'exit 1' INT TERM
+
+mkdir -p "$OUT" "$T/v"
+CF=(-std=c11 -D_GNU_SOURCE -O2 -g -Wall -Wextra)
+for p in bare_uffd pwrite_stream; do
+  cc "${CF[@]}" -o "$OUT/$p" "bench/$p.c"
+done
+for p in fault_latency first_touch; do
+  cc "${CF[@]}" -Ilib -o "$OUT/$p" "bench/$p.c" "$B/lib/libfm.a" -lpthread
+done
+
+mkfifo "$T/ready"
+"$BIN/fm-faultd" --store "dir:$T/store" --local none --ready-fd 3 3> "$T/ready" &
+FAULTD=$!
+read -r -t 10 < "$T/ready" || { echo "bench: fm-faultd is not ready after 10 s" >&2; exit 1; }
+
+# keep NAME KEY=VALUE...: append each value to the file of NAME.KEY, a line a round
+keep() {
+  local name=$1 pair
+  shift
+  for pair in "$@"; do
+    echo "${pair#*=}" >> "$T/v/$name.${pair%%=*}"
+  done
+}
+run() {
+  local name=$1
+  shift
+  local got
+  got=$("$@")
+  # shellcheck disable=SC2086 # words are the pairs
+  keep "$name" $got
+}
+ours() {
+  "$OUT/fault_latency" -p "$FAULTD" -e "$BIN/fm-evict" "$@"
+}
+
+cpus=(one:0:0)
+[ "$(nproc)" -lt 2 ] || cpus+=(two:0:1 free:-1:-1)
+for ((round = 0; round < ROUNDS; round++)); do
+  for v in "${cpus[@]}"; do
+    IFS=: read -r name c s <<< "$v"
+    args=(-n "$PAGES" -t "$TOUCHES" -c "$c" -s "$s")
+    # A wake-up across CPUs takes long, and long again to average out.
+    [ "$name" = one ] || args[3]=$((TOUCHES / 2))
+    run "$name.copy" "$OUT/bare_uffd" "${args[@]}"
+    run "$name.fm" ours "${args[@]}"
+    run "$name.pread" "$OUT/bare_uffd" "${args[@]}" -f "$T/pages"
+  done
+  run touch.fm "$OUT/first_touch" fm 4096 "$FAULTD"
+  run touch.memfd "$OUT/first_touch" memfd 4096
+  if ((round % 3 == 0)); then
+    run out.fm ours -n 16384 -t 0
+    run out.pwrite "$OUT/pwrite_stream" "$T/stream" 16384
+  fi
+done
+
+# System calls a fault takes, counted by strace between the program's two stops.
+syscalls() {
+  local name=$1 in out where pid
+  shift
+  command -v strace > /dev/null || return 0
+  coproc PROG { "$@" -i -n 1024 -t 1024 -c 0 -s 0; }
+  out=${PROG[0]} in=${PROG[1]}
+  while read -r -t 30 -u "$out" where pid; do
+    [ "$where" != ready ] || break
+  done
+  strace -f -c -U calls,name -o "$T/strace" -p "$pid" 2> "$T/attached" &
+  TRACER=$!
+  for ((i = 0; i < 100; i++)); do
+    ! grep -q attached "$T/attached" || break
+    sleep 0.02
+  done
+  echo >&"$in"
+  read -r -t 30 -u "$out" where pid
+  kill -INT "$TRACER"
+  wait "$TRACER" || true
+  TRACER=''
+  echo >&"$in"
+  cat <&"$out" > /dev/null
+  # What is below one call in a hundred faults is not the faults' (the fault that is open as strace comes and goes).
+  awk -v name="$name" '$1 + 0 > 10 && $2 != "total" { n += $1; what = what sprintf(" %s %.2f", $2, $1 / 1024) }
+    END { printf "%.2f\n", n / 1024; printf "%s:%s\n", name, what > (to ".what") }
+  ' to="$T/v/$name" "$T/strace" > "$T/v/$name.calls"
+}
+syscalls fm "$OUT/fault_latency" -p "$FAULTD" -e "$BIN/fm-evict"
+syscalls bare "$OUT/bare_uffd" -f "$T/pages"
+
+median() {
+  sort -g "$1" | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+}
+# row NAME UNIT SCALE OURS REFERENCE GOAL: files below $T/v, values divided by SCALE; GOAL as <=1.50, >=0.80 or -
+row() {
+  local ours=$T/v/$4 ref=$T/v/$5
+  [ -s "$ours" ] && [ -s "$ref" ] || return 0
+  paste "$ours" "$ref" | awk '$2 > 0 { print $1 / $2 }' > "$T/ratios"
+  [ -s "$T/ratios" ] || return 0
+  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(median "$ours")" "$(median "$ref")" "$(median "$T/ratios")" "$6"
+}
+{
+  for v in "one CPU" "two CPUs" free; do
+    f=${v%% *} floor="<=1.50" same="<=1.10"
+    # Where the scheduler puts two processes is chance, different in each run of them: a ratio of it says nothing.
+    [ "$v" != free ] || floor=- same=-
+    row "remote fault p50, $v, to bare uffd" us 1000 "$f.fm.p50_ns" "$f.copy.p50_ns" "$floor"
+    row "remote fault p50, $v, to bare uffd + pread" us 1000 "$f.fm.p50_ns" "$f.pread.p50_ns" "$same"
+    row "remote fault p99, $v, to bare uffd + pread" us 1000 "$f.fm.p99_ns" "$f.pread.p99_ns" -
+  done
+  row "server CPU time a fault, one CPU" us 1000 one.fm.server_cpu_ns one.pread.server_cpu_ns -
+  row "server sleeps a fault, two CPUs" - 1 two.fm.server_sleeps two.pread.server_sleeps -
+  row "server system calls a fault" - 1 fm.calls bare.calls -
+  row "first touch, sequential, one CPU, to plain memfd" us/page 1000 touch.fm.ns_per_page touch.memfd.ns_per_page "<=2.00"
+  row "write-back (evict --all), to pwrite stream" MB/s 1 out.fm.evict_mb_s out.pwrite.mb_s ">=0.80"
+} > "$T/rows"
+
+awk -F '\t' 'BEGIN { printf "%-52s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }
+  function ok(r, g) { return g == "-" ? "" : g ~ /^<=/ ? r <= substr(g, 3) + 0 : r >= substr(g, 3) + 0 }
+  { met = ok($6 + 0, $7); printf "%-52s %-8s %10.2f %10.2f %7.2f  %s%s\n", $1, $2, $4 / $3, $5 / $3, $6, $7,
+      met == "" ? "" : met ? " met" : " missed" }' "$T/rows"
+cat "$T"/v/*.what 2> /dev/null | sed 's/^/system calls a fault, /' || true
+
+awk -F '\t' -v rounds="$ROUNDS" -v kernel="$(uname -r)" -v cpus="$(nproc)" '
+  BEGIN { printf "{\"version\":1,\"kernel\":\"%s\",\"cpus\":%d,\"rounds\":%d,\"rows\":[", kernel, cpus, rounds }
+  { printf "%s\n{\"name\":\"%s\",\"unit\":\"%s\",\"ours\":%.3f,\"reference\":%.3f,\"ratio\":%.3f,\"goal\":%s}", (NR > 1 ? "," : ""),
+      $1, $2, $4 / $3, $5 / $3, $6, ($7 == "-" ? "null" : "\"" $7 "\"") }
+  END { print "\n]}" }' "$T/rows" > "$B/bench.json"
