@@ -91,12 +91,23 @@ void conn_error(struct conn *c, int error, const char *fmt, ...) __attribute__((
 void conn_reply(struct conn *c, unsigned type, const void *body, const int *fds, unsigned nfds);
 int watch_add(struct faultd *d, int fd, struct watch *w);
 
-/* regions.c: begin, take over, end. */
-struct region *region_find(struct faultd *d, uint64_t id);
-/* Register from a REGISTER message; takes the descriptors it needs out of c->fds. Answers c. */
+/* register.c: register from a REGISTER message; takes the descriptors it needs out of c->fds. Answers c. */
 void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_register *m);
-/* Take over what another fm-faultd left in the run directory. Returns 0 or -errno with why. */
+/* takeover.c: take over what another fm-faultd left in the run directory. Returns 0 or -errno with why. */
 int region_take_over(struct faultd *d, char *why);
+/* regions.c. */
+struct region *region_find(struct faultd *d, uint64_t id);
+/* A region with nothing in it, or NULL. */
+struct region *region_new(void);
+/* Is the descriptor a userfaultfd? */
+bool region_is_uffd(int fd);
+void region_unlink_state(struct faultd *d, struct region *r);
+/* Unregister what its userfaultfds have: its waiters go on. Only while no page has left the host. */
+void region_unregister(struct region *r);
+/* Start a thread for each shard. Returns 0, or -errno with why; then some may run, and the caller unwinds. */
+int region_start_shards(struct faultd *d, struct region *r, char *why);
+void region_stop_shards(struct region *r);
+int region_watch_client(struct faultd *d, struct region *r);
 /* The client is gone: stop serving, and free it as soon as the evictor has let go of it. */
 void region_end(struct faultd *d, struct region *r);
 /* Free it now: the evictor has let go. */

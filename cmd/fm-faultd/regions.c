@@ -1,27 +1,15 @@
 #include "faultd.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "log.h"
-#include "policy.h"
-#include "proc.h"
-#include "stats.h"
 
-#define TMPFS_MAGIC_NUMBER 0x01021994
-/* State files up to this size are allocated at once, so that a full run directory refuses a region instead of killing us later. */
-#define PREALLOCATE_BYTES (64u << 20)
+/* The life of a region between its beginning (register.c, takeover.c) and its end. */
 
 struct region *region_find(struct faultd *d, uint64_t id)
 {
@@ -36,9 +24,7 @@ static const char *region_name(const struct region *r)
 	return r->map.hdr->name;
 }
 
-/* --- what a client may register */
-
-static bool is_uffd(int fd)
+bool region_is_uffd(int fd)
 {
 	char path[64], to[64];
 	ssize_t n;
@@ -51,215 +37,21 @@ static bool is_uffd(int fd)
 	return strcmp(to, "anon_inode:[userfaultfd]") == 0;
 }
 
-/* Is memfd a tmpfs file that we may read and punch, and long enough? */
-static int check_memfd(int fd, const struct fm_ctl_register *m, struct stat *st, const char **why)
-{
-	struct statfs fs;
-	int seals, flags = fcntl(fd, F_GETFL);
-
-	if (fstat(fd, st) < 0 || fstatfs(fd, &fs) < 0 || !S_ISREG(st->st_mode) || (uint32_t)fs.f_type != TMPFS_MAGIC_NUMBER) {
-		*why = "memory: is not a memfd or a file on tmpfs (hugetlbfs and disk files cannot be paged)";
-		return -EINVAL;
-	}
-	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR) {
-		*why = "memory: its descriptor is not open for reading and writing";
-		return -EINVAL;
-	}
-	seals = fcntl(fd, F_GET_SEALS);
-	if (seals > 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))) {
-		*why = "memory: is sealed against writing, so its pages cannot be dropped";
-		return -EINVAL;
-	}
-	if (m->memfd_offset % FM_PAGE_SIZE || m->memfd_offset > INT64_MAX - m->pages * FM_PAGE_SIZE ||
-	    (uint64_t)st->st_size < m->memfd_offset + m->pages * FM_PAGE_SIZE) {
-		*why = "memory: the file is shorter than the region";
-		return -EINVAL;
-	}
-	return 0;
-}
-
-/* Does the client really have that file mapped shared there, at that offset, all of it? */
-static int check_mapping(pid_t pid, const struct fm_ctl_register *m, const struct stat *st, const char **why)
-{
-	uint64_t at = m->hva, end = m->hva + m->pages * FM_PAGE_SIZE;
-	struct fm_mapping *list;
-	size_t n;
-	int r = fm_proc_maps(pid, &list, &n);
-
-	if (r == -EACCES || r == -EPERM) {
-		/* Without CAP_SYS_PTRACE: a client can only mislead us about its own memory, to its own harm. */
-		return 0;
-	}
-	if (r) {
-		*why = "client: its mappings cannot be read";
-		return r;
-	}
-	while (at < end) {
-		const struct fm_mapping *p = fm_proc_find_address(list, n, at);
-
-		if (!p || !p->shared || p->dev != st->st_dev || p->ino != st->st_ino ||
-		    p->offset + (at - p->start) != m->memfd_offset + (at - m->hva)) {
-			free(list);
-			*why = "memory: the client does not have that file mapped shared at that address (share=off?)";
-			return -EINVAL;
-		}
-		at = p->end;
-	}
-	free(list);
-	return 0;
-}
-
-static int check_message(const struct conn *c, const struct fm_ctl_register *m, const char **why)
-{
-	*why = "message: a field is out of range";
-	if (m->pages == 0 || m->pages > FM_REGION_PAGES_MAX || m->hva == 0 || m->hva % FM_PAGE_SIZE ||
-	    m->hva > (1ull << 56) || m->nshards < 1 || m->nshards > FM_MAX_SHARDS || m->nshards > m->pages ||
-	    (m->kind != FM_KIND_MAP && m->kind != FM_KIND_VM) || m->pid < 0)
-		return -EINVAL;
-	if (c->nfds != 1 + m->nshards) {
-		*why = "message: needs one memfd and as many userfaultfds as shards";
-		return -EINVAL;
-	}
-	if (m->pid && m->pid != c->pid && c->uid != 0 && c->uid != geteuid()) {
-		*why = "permission: only root may register another process's memory";
-		return -EPERM;
-	}
-	for (unsigned i = 1; i < c->nfds; i++)
-		if (!is_uffd(c->fds[i])) {
-			*why = "message: a descriptor is not a userfaultfd";
-			return -EINVAL;
-		}
-	return 0;
-}
-
-static bool printable(const char *s, bool may_be_empty)
-{
-	size_t n = strnlen(s, FM_NAME_MAX);
-
-	if (n == FM_NAME_MAX || (n == 0 && !may_be_empty))
-		return false;
-	for (; *s; s++)
-		if (*s <= ' ' || *s > '~')
-			return false;
-	return true;
-}
-
-/* --- state file */
-
-static uint64_t realtime_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_REALTIME, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* Make region-<id>.state with a fresh random id, all words EMPTY; hdr->magic is not set yet. */
-static int make_state(struct faultd *d, const struct fm_ctl_register *m, struct fm_region_map *out)
-{
-	uint64_t id, shards_at, words_at, size;
-	char name[FM_REGION_FILE_MAX];
-	struct fm_region_hdr *h;
-	int fd, e;
-
-	if (fm_shmfile_layout(m->pages, m->nshards, &shards_at, &words_at, &size))
-		return -EINVAL;
-	do {
-		if (getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id)
-			return -EIO;
-	} while (id == 0 || region_find(d, id));
-	fm_shmfile_region_name(id, name);
-	fd = openat(d->run_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0640);
-	if (fd < 0)
-		return -errno;
-	if (ftruncate(fd, (off_t)size) < 0 ||
-	    (e = posix_fallocate(fd, 0, (off_t)(size <= PREALLOCATE_BYTES ? size : words_at)), errno = e, e != 0)) {
-		e = errno;
-		goto unlink;
-	}
-	h = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (h == MAP_FAILED) {
-		e = errno;
-		goto unlink;
-	}
-	h->version = FM_SHM_VERSION;
-	h->nshards = m->nshards;
-	h->id = id;
-	h->pages = m->pages;
-	h->shards_offset = shards_at;
-	h->words_offset = words_at;
-	h->memfd_offset = m->memfd_offset;
-	h->client_memfd = m->client_memfd;
-	h->kind = m->kind;
-	h->created_ns = realtime_ns();
-	memcpy(h->name, m->name, sizeof h->name);
-	memcpy(h->vm_id, m->vm_id, sizeof h->vm_id);
-	atomic_store(&h->limit_pages, m->limit_pages);
-	*out = (struct fm_region_map){
-	    .hdr = h,
-	    .shards = (struct fm_shard_shm *)((char *)h + shards_at),
-	    .words = (fm_word *)((char *)h + words_at),
-	    .pages = m->pages,
-	    .nshards = m->nshards,
-	    .file_size = size,
-	    .map_bytes = size,
-	    .fd = fd,
-	};
-	for (unsigned i = 0; i < m->nshards; i++) {
-		struct fm_shard_shm *s = &out->shards[i];
-
-		s->first_page = fm_ctl_shard_first(m->pages, m->nshards, i);
-		s->pages = fm_ctl_shard_first(m->pages, m->nshards, i + 1) - s->first_page;
-		atomic_store(&s->hva, m->hva + s->first_page * FM_PAGE_SIZE);
-		s->client_uffd = m->client_uffd[i];
-	}
-	return 0;
-unlink:
-	close(fd);
-	unlinkat(d->run_fd, name, 0);
-	return -e;
-}
-
-static void unlink_state(struct faultd *d, struct region *r)
+void region_unlink_state(struct faultd *d, struct region *r)
 {
 	char name[FM_REGION_FILE_MAX];
 
 	unlinkat(d->run_fd, fm_shmfile_region_name(r->map.hdr->id, name), 0);
 }
 
-/* Pages that are in the memfd already are resident and dirty. */
-static void adopt_present(struct faultd *d, struct region *r)
-{
-	struct fm_region_hdr *h = r->map.hdr;
-	off_t base = (off_t)h->memfd_offset, end = base + (off_t)(r->map.pages * FM_PAGE_SIZE), at = base;
-	uint64_t n = 0;
-
-	while (at < end) {
-		off_t data = lseek(r->memfd, at, SEEK_DATA), hole;
-
-		if (data < 0 || data >= end)
-			break;
-		hole = lseek(r->memfd, data, SEEK_HOLE);
-		if (hole < 0 || hole > end)
-			hole = end;
-		for (off_t o = data; o < hole; o += FM_PAGE_SIZE, n++)
-			atomic_store_explicit(&r->map.words[(o - base) / FM_PAGE_SIZE], FM_DIRTY, memory_order_relaxed);
-		at = hole;
-	}
-	atomic_fetch_add(&h->resident, n);
-	atomic_fetch_add(&d->daemon->resident, n);
-}
-
-/* --- begin */
-
-static void unregister_uffds(struct region *r)
+void region_unregister(struct region *r)
 {
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		if (r->uffd[i].fd >= 0)
 			fm_uffd_unregister(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
 }
 
-static void stop_shards(struct region *r)
+void region_stop_shards(struct region *r)
 {
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		if (r->shard[i]) {
@@ -270,7 +62,7 @@ static void stop_shards(struct region *r)
 }
 
 /* Start a thread for each shard. On failure some may run; the caller unwinds. */
-static int start_shards(struct faultd *d, struct region *r, char *why)
+int region_start_shards(struct faultd *d, struct region *r, char *why)
 {
 	for (unsigned i = 0; i < r->map.nshards; i++) {
 		struct fm_shard_options o = {
@@ -298,7 +90,7 @@ static int start_shards(struct faultd *d, struct region *r, char *why)
 	return 0;
 }
 
-static int watch_client(struct faultd *d, struct region *r)
+int region_watch_client(struct faultd *d, struct region *r)
 {
 	/* Told once: its memory may outlive the process (CLONE_VM); then the timer sees it end. */
 	struct epoll_event e = {.events = EPOLLIN | EPOLLONESHOT, .data.ptr = &r->watch};
@@ -307,7 +99,7 @@ static int watch_client(struct faultd *d, struct region *r)
 	return epoll_ctl(d->epoll_fd, EPOLL_CTL_ADD, r->pidfd, &e);
 }
 
-static struct region *region_new(void)
+struct region *region_new(void)
 {
 	struct region *r = calloc(1, sizeof *r);
 
@@ -317,122 +109,6 @@ static struct region *region_new(void)
 			r->uffd[i] = (struct fm_uffd){.fd = -1, .ops = &fm_uffd_kernel};
 	}
 	return r;
-}
-
-/* UFFDIO_API and UFFDIO_REGISTER on every shard's userfaultfd. Undoes what it did when one fails. */
-static int register_uffds(struct faultd *d, struct region *r, const char **why)
-{
-	for (unsigned i = 0; i < r->map.nshards; i++) {
-		const struct fm_shard_shm *s = &r->map.shards[i];
-		int e = fm_uffd_api(&r->uffd[i], d->uffd_features);
-
-		*why = "userfaultfd: is not fresh (UFFDIO_API was refused)";
-		if (e == 0) {
-			*why = "userfaultfd: the memory cannot be registered (mapped from a disk file or hugetlbfs, or already registered?)";
-			e = fm_uffd_register(&r->uffd[i], fm_ld(&s->hva), s->pages * FM_PAGE_SIZE);
-		}
-		if (e) {
-			while (i--)
-				fm_uffd_unregister(&r->uffd[i], fm_ld(&r->map.shards[i].hva),
-						   r->map.shards[i].pages * FM_PAGE_SIZE);
-			return e;
-		}
-	}
-	return 0;
-}
-
-void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_register *m)
-{
-	pid_t pid = m->pid ? m->pid : c->pid;
-	const char *why = NULL;
-	char store_why[FM_STORE_WHY];
-	struct fm_ctl_region reply;
-	struct region *r;
-	struct stat st;
-	uint64_t start;
-	int e;
-
-	e = check_message(c, m, &why);
-	if (e == 0 && (!printable(m->name, false) || !printable(m->vm_id, true))) {
-		e = -EINVAL;
-		why = "message: a name must have 1 to 63 printable characters and no spaces";
-	}
-	if (e == 0)
-		e = check_memfd(c->fds[0], m, &st, &why);
-	if (e == 0)
-		e = check_mapping(pid, m, &st, &why);
-	if (e) {
-		conn_error(c, -e, "%s", why);
-		return;
-	}
-	r = region_new();
-	if (!r) {
-		conn_error(c, ENOMEM, "region: out of memory");
-		return;
-	}
-	r->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-	e = r->pidfd < 0 ? -errno : fm_proc_start(pid, &start);
-	if (e) {
-		conn_error(c, -e, "client: process %d is gone", pid);
-		goto close_pidfd;
-	}
-	e = make_state(d, m, &r->map);
-	if (e) {
-		conn_error(c, -e, "%s: cannot make the region's state file: %s", d->run_dir, strerror(-e));
-		goto close_pidfd;
-	}
-	r->map.hdr->pid = pid;
-	r->map.hdr->pid_start = start;
-	r->map.hdr->uid = c->uid;
-	r->map.hdr->memfd_dev = st.st_dev;
-	r->map.hdr->memfd_ino = st.st_ino;
-	/* From here on the descriptors are the region's. */
-	r->memfd = c->fds[0];
-	for (unsigned i = 0; i < m->nshards; i++)
-		r->uffd[i].fd = c->fds[1 + i];
-	c->nfds = 0;
-	e = register_uffds(d, r, &why);
-	if (e) {
-		conn_error(c, -e, "%s: %s", why, strerror(-e));
-		goto close_all;
-	}
-	adopt_present(d, r);
-	/* It counts from here: if we die now, the next fm-faultd takes it over. */
-	__atomic_store_n(&r->map.hdr->magic, FM_MAGIC_REGION, __ATOMIC_SEQ_CST);
-	e = start_shards(d, r, store_why);
-	if (e) {
-		conn_error(c, -e, "%s", store_why);
-		goto uncount;
-	}
-	if (watch_client(d, r) < 0) {
-		conn_error(c, ENOMEM, "client: cannot be watched: %m");
-		goto uncount;
-	}
-	r->next = d->regions;
-	d->regions = r;
-	evictor_add(d, r);
-	evictor_kick(d);
-	fm_info("region %016llx: %s, %llu pages, pid %d", (unsigned long long)r->map.hdr->id, region_name(r),
-		(unsigned long long)r->map.pages, pid);
-	reply.id = r->map.hdr->id;
-	conn_reply(c, FM_CTL_REGISTERED, &reply, NULL, 0);
-	return;
-uncount:
-	atomic_fetch_sub(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
-close_all:
-	/* First of all: closing our copies would leave the client registered with nobody to serve it. No page has left yet. */
-	unregister_uffds(r);
-	stop_shards(r);
-	for (unsigned i = 0; i < r->map.nshards; i++)
-		if (r->uffd[i].fd >= 0)
-			close(r->uffd[i].fd);
-	close(r->memfd);
-	unlink_state(d, r);
-	fm_shmfile_region_unmap(&r->map);
-close_pidfd:
-	if (r->pidfd >= 0)
-		close(r->pidfd);
-	free(r);
 }
 
 /* --- end */
@@ -457,7 +133,7 @@ void region_end(struct faultd *d, struct region *r)
 	r->ending = true;
 	atomic_fetch_or(&r->map.hdr->flags, FM_REGION_GONE);
 	epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, r->pidfd, NULL);
-	stop_shards(r);
+	region_stop_shards(r);
 	if (r->told_evictor && d->evictor)
 		evictor_del(d, r); /* region_free() when it answers, or is lost */
 	else
@@ -473,7 +149,7 @@ void region_free(struct faultd *d, struct region *r)
 		fm_warn("region %016llx: cannot free its pages in the store: %s", (unsigned long long)id, strerror(-e));
 	atomic_fetch_sub(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
 	fm_info("region %016llx: ended", (unsigned long long)id);
-	unlink_state(d, r);
+	region_unlink_state(d, r);
 	close_region(d, r);
 	for (struct conn *c = d->conns; c; c = c->next)
 		if (c->waits_region == id) {
@@ -484,7 +160,7 @@ void region_free(struct faultd *d, struct region *r)
 
 void region_leave(struct faultd *d, struct region *r)
 {
-	stop_shards(r);
+	region_stop_shards(r);
 	close_region(d, r);
 }
 
@@ -530,154 +206,4 @@ void regions_check_alive(struct faultd *d)
 		if (!r->ending && !fm_uffd_mm_alive(&r->uffd[0]))
 			region_end(d, r);
 	}
-}
-
-/* --- take over */
-
-/* A descriptor of the client, by its number there. */
-static int fetch_fd(int pidfd, int number)
-{
-	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
-
-	return fd < 0 ? -errno : fd;
-}
-
-static int fetch_memfd(const struct region *r)
-{
-	const struct fm_region_hdr *h = r->map.hdr;
-	struct stat st;
-	int fd = h->client_memfd >= 0 ? fetch_fd(r->pidfd, h->client_memfd) : -EBADF;
-
-	if (fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == h->memfd_dev && st.st_ino == h->memfd_ino)
-		return fd;
-	if (fd >= 0)
-		close(fd);
-	/* The number means something else now: look for the file behind the mapping itself. */
-	struct fm_mapping *list;
-	const struct fm_mapping *m;
-	size_t n;
-	int e = fm_proc_maps(h->pid, &list, &n), remote;
-
-	if (e)
-		return e;
-	m = fm_proc_find_address(list, n, fm_ld(&r->map.shards[0].hva));
-	e = m && m->dev == h->memfd_dev && m->ino == h->memfd_ino ? fm_proc_open_mapping(h->pid, m, &remote) : -ENOENT;
-	free(list);
-	return e;
-}
-
-/* Is the client that the file names still that process? */
-static bool client_lives(struct region *r)
-{
-	uint64_t start;
-
-	r->pidfd = (int)syscall(SYS_pidfd_open, r->map.hdr->pid, 0);
-	return r->pidfd >= 0 && fm_proc_start(r->map.hdr->pid, &start) == 0 && start == r->map.hdr->pid_start;
-}
-
-/* Take back the descriptors. Returns 0; -ESRCH when the region does not exist any more; another -errno: cannot. */
-static int fetch_region(struct region *r)
-{
-	int e;
-
-	if (!client_lives(r))
-		return -ESRCH;
-	for (unsigned i = 0; i < r->map.nshards; i++) {
-		int fd = fetch_fd(r->pidfd, r->map.shards[i].client_uffd);
-
-		if (fd == -EBADF || fd == -ESRCH)
-			return -ESRCH; /* closed with the mapping: fm_unmap() or exec() while no daemon ran */
-		if (fd < 0)
-			return fd;
-		r->uffd[i].fd = fd;
-		if (!is_uffd(fd) || !fm_uffd_mm_alive(&r->uffd[i]))
-			return -ESRCH;
-	}
-	e = fetch_memfd(r);
-	if (e < 0)
-		return e == -ENOENT ? -ESRCH : e;
-	r->memfd = e;
-	return 0;
-}
-
-static void drop_fetched(struct region *r)
-{
-	for (unsigned i = 0; i < FM_MAX_SHARDS; i++)
-		if (r->uffd[i].fd >= 0)
-			close(r->uffd[i].fd);
-	if (r->memfd >= 0)
-		close(r->memfd);
-	if (r->pidfd >= 0)
-		close(r->pidfd);
-	fm_shmfile_region_unmap(&r->map);
-	free(r);
-}
-
-static int take_over_one(struct faultd *d, uint64_t id, char *why)
-{
-	char name[FM_REGION_FILE_MAX];
-	const char *bad = NULL;
-	struct region *r = region_new();
-	int e;
-
-	if (!r)
-		return -ENOMEM;
-	fm_shmfile_region_name(id, name);
-	e = fm_shmfile_region_map(d->run_fd, name, FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &r->map, &bad);
-	if (e) {
-		/* Not ours, or of another version, or made half-way: left alone, and said. */
-		fm_warn("%s/%s: %s: left alone", d->run_dir, name, bad ? bad : strerror(-e));
-		free(r);
-		return 0;
-	}
-	e = fetch_region(r);
-	if (e == -ESRCH) {
-		fm_info("region %016llx: its client is gone", (unsigned long long)id);
-		fm_store_region_end(d->store, id);
-		unlink_state(d, r);
-		drop_fetched(r);
-		return 0;
-	}
-	if (e) {
-		snprintf(why, FM_STORE_WHY, "region %016llx of pid %d: cannot be taken over: %s%s", (unsigned long long)id,
-			 r->map.hdr->pid, strerror(-e), e == -EPERM ? " (needs CAP_SYS_PTRACE: run as root)" : "");
-		drop_fetched(r);
-		return e;
-	}
-	fm_evict_recover(&r->map, r->memfd);
-	fm_shard_recover(&r->map, r->memfd);
-	fm_region_recount(&r->map);
-	atomic_fetch_add(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
-	e = start_shards(d, r, why);
-	if (e) {
-		stop_shards(r); /* its clients wait for an fm-faultd that can serve them */
-		drop_fetched(r);
-		return e;
-	}
-	if (watch_client(d, r) < 0)
-		fm_warn("region %016llx: its client cannot be watched: %m", (unsigned long long)id);
-	/* Events that the dead process had read are not sent again: let every waiter fault anew. */
-	for (unsigned i = 0; i < r->map.nshards; i++)
-		fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
-	r->next = d->regions;
-	d->regions = r;
-	fm_info("region %016llx: taken over from the fm-faultd before, %s, pid %d", (unsigned long long)id, region_name(r),
-		r->map.hdr->pid);
-	return 0;
-}
-
-int region_take_over(struct faultd *d, char *why)
-{
-	uint64_t *ids;
-	size_t n;
-	int e = fm_shmfile_list(d->run_fd, &ids, &n);
-
-	if (e) {
-		snprintf(why, FM_STORE_WHY, "%s: cannot be read: %s", d->run_dir, strerror(-e));
-		return e;
-	}
-	for (size_t i = 0; i < n && e == 0; i++)
-		e = take_over_one(d, ids[i], why);
-	free(ids);
-	return e;
 }

@@ -1,0 +1,161 @@
+/* Taking over the regions that an fm-faultd before this one served. */
+#include "faultd.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "proc.h"
+
+/* A descriptor of the client, by its number there. */
+static int fetch_fd(int pidfd, int number)
+{
+	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static int fetch_memfd(const struct region *r)
+{
+	const struct fm_region_hdr *h = r->map.hdr;
+	struct stat st;
+	int fd = h->client_memfd >= 0 ? fetch_fd(r->pidfd, h->client_memfd) : -EBADF;
+
+	if (fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == h->memfd_dev && st.st_ino == h->memfd_ino)
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	/* The number means something else now: look for the file behind the mapping itself. */
+	struct fm_mapping *list;
+	const struct fm_mapping *m;
+	size_t n;
+	int e = fm_proc_maps(h->pid, &list, &n), remote;
+
+	if (e)
+		return e;
+	m = fm_proc_find_address(list, n, fm_ld(&r->map.shards[0].hva));
+	e = m && m->dev == h->memfd_dev && m->ino == h->memfd_ino ? fm_proc_open_mapping(h->pid, m, &remote) : -ENOENT;
+	free(list);
+	return e;
+}
+
+/* Is the client that the file names still that process? */
+static bool client_lives(struct region *r)
+{
+	uint64_t start;
+
+	r->pidfd = (int)syscall(SYS_pidfd_open, r->map.hdr->pid, 0);
+	return r->pidfd >= 0 && fm_proc_start(r->map.hdr->pid, &start) == 0 && start == r->map.hdr->pid_start;
+}
+
+/* Take back the descriptors. Returns 0; -ESRCH when the region does not exist any more; another -errno: cannot. */
+static int fetch_region(struct region *r)
+{
+	int e;
+
+	if (!client_lives(r))
+		return -ESRCH;
+	for (unsigned i = 0; i < r->map.nshards; i++) {
+		int fd = fetch_fd(r->pidfd, r->map.shards[i].client_uffd);
+
+		if (fd == -EBADF || fd == -ESRCH)
+			return -ESRCH; /* closed with the mapping: fm_unmap() or exec() while no daemon ran */
+		if (fd < 0)
+			return fd;
+		r->uffd[i].fd = fd;
+		if (!region_is_uffd(fd) || !fm_uffd_mm_alive(&r->uffd[i]))
+			return -ESRCH;
+	}
+	e = fetch_memfd(r);
+	if (e < 0)
+		return e == -ENOENT ? -ESRCH : e;
+	r->memfd = e;
+	return 0;
+}
+
+static void drop_fetched(struct region *r)
+{
+	for (unsigned i = 0; i < FM_MAX_SHARDS; i++)
+		if (r->uffd[i].fd >= 0)
+			close(r->uffd[i].fd);
+	if (r->memfd >= 0)
+		close(r->memfd);
+	if (r->pidfd >= 0)
+		close(r->pidfd);
+	fm_shmfile_region_unmap(&r->map);
+	free(r);
+}
+
+static int take_over_one(struct faultd *d, uint64_t id, char *why)
+{
+	char name[FM_REGION_FILE_MAX];
+	const char *bad = NULL;
+	struct region *r = region_new();
+	int e;
+
+	if (!r)
+		return -ENOMEM;
+	fm_shmfile_region_name(id, name);
+	e = fm_shmfile_region_map(d->run_fd, name, FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &r->map, &bad);
+	if (e) {
+		/* Not ours, or of another version, or made half-way: left alone, and said. */
+		fm_warn("%s/%s: %s: left alone", d->run_dir, name, bad ? bad : strerror(-e));
+		free(r);
+		return 0;
+	}
+	e = fetch_region(r);
+	if (e == -ESRCH) {
+		fm_info("region %016llx: its client is gone", (unsigned long long)id);
+		fm_store_region_end(d->store, id);
+		region_unlink_state(d, r);
+		drop_fetched(r);
+		return 0;
+	}
+	if (e) {
+		snprintf(why, FM_STORE_WHY, "region %016llx of pid %d: cannot be taken over: %s%s", (unsigned long long)id,
+			 r->map.hdr->pid, strerror(-e), e == -EPERM ? " (needs CAP_SYS_PTRACE: run as root)" : "");
+		drop_fetched(r);
+		return e;
+	}
+	fm_evict_recover(&r->map, r->memfd);
+	fm_shard_recover(&r->map, r->memfd);
+	fm_region_recount(&r->map);
+	atomic_fetch_add(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
+	e = region_start_shards(d, r, why);
+	if (e) {
+		region_stop_shards(r); /* its clients wait for an fm-faultd that can serve them */
+		drop_fetched(r);
+		return e;
+	}
+	if (region_watch_client(d, r) < 0)
+		fm_warn("region %016llx: its client cannot be watched: %m", (unsigned long long)id);
+	/* Events that the dead process had read are not sent again: let every waiter fault anew. */
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
+	r->next = d->regions;
+	d->regions = r;
+	fm_info("region %016llx: taken over from the fm-faultd before, %s, pid %d", (unsigned long long)id, r->map.hdr->name,
+		r->map.hdr->pid);
+	return 0;
+}
+
+int region_take_over(struct faultd *d, char *why)
+{
+	uint64_t *ids;
+	size_t n;
+	int e = fm_shmfile_list(d->run_fd, &ids, &n);
+
+	if (e) {
+		snprintf(why, FM_STORE_WHY, "%s: cannot be read: %s", d->run_dir, strerror(-e));
+		return e;
+	}
+	for (size_t i = 0; i < n && e == 0; i++)
+		e = take_over_one(d, ids[i], why);
+	free(ids);
+	return e;
+}
