@@ -192,16 +192,14 @@ unsigned shard_read_events(struct fm_shard *s)
 static void serve(struct fm_shard *s)
 {
 	unsigned kept = 0, n = s->npending;
-	struct pending again[FM_PENDING];
 
 	s->nfill = 0;
 	s->waits_room = s->waits_store = s->waits_eventual = false;
 	for (unsigned i = 0; i < n; i++) {
 		/* A full turn leaves the rest for the next one. */
 		if (s->nfill == FM_FILL || !shard_take(s, &s->pending[i]))
-			again[kept++] = s->pending[i];
+			s->pending[kept++] = s->pending[i];
 	}
-	memcpy(s->pending, again, kept * sizeof again[0]);
 	s->npending = kept;
 	if (s->nfill)
 		shard_fill(s); /* may note faults */

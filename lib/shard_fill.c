@@ -237,18 +237,6 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 	shard_ring(s, f->page);
 }
 
-/* Not installed: back to where it came from; again: the fault stays noted. */
-static void roll_back(struct fm_shard *s, struct fill *f, bool again)
-{
-	struct pending p = {.page = f->page, .write = f->write, .t0_ns = f->t0_ns};
-
-	publish(s, f->page, f->w, fm_word_to(f->w, fm_word_origin(f->w), 0, 0));
-	f->done = true;
-	unreserve(s);
-	if (again)
-		shard_note(s, &p);
-}
-
 /* Discarded between BUSY and COPY: no copy counts any more. The waiter faults anew and gets zeros. */
 static void drop_discarded(struct fm_shard *s, struct fill *f)
 {
@@ -262,6 +250,22 @@ static void drop_discarded(struct fm_shard *s, struct fill *f)
 	if (f->w & FM_F_STORED)
 		shard_ring(s, f->page);
 	fm_uffd_wake(&s->o.uffd, shard_hva(s, f->page), FM_PAGE_SIZE);
+}
+
+/* Not installed: back to where it came from; again: the fault stays noted. */
+static void roll_back(struct fm_shard *s, struct fill *f, bool again)
+{
+	struct pending p = {.page = f->page, .write = f->write, .t0_ns = f->t0_ns};
+
+	if (f->discarded) { /* its old copy must not come back */
+		drop_discarded(s, f);
+		return;
+	}
+	publish(s, f->page, f->w, fm_word_to(f->w, fm_word_origin(f->w), 0, 0));
+	f->done = true;
+	unreserve(s);
+	if (again)
+		shard_note(s, &p);
 }
 
 /* Somebody outside put a page there while we thought there was none: what is there counts. */

@@ -350,7 +350,7 @@ static struct fm_daemon_shm *map_daemon(int fd)
 static void enlist(struct evictord *d, const char *run_dir, struct fm_ctl_evictor_ok *ok)
 {
 	int fds[FM_CTL_FDS], r;
-	unsigned type, nfds;
+	unsigned type = 0, nfds = 0;
 	union {
 		struct fm_ctl_evictor_ok ok;
 		struct fm_ctl_error error;

@@ -31,12 +31,12 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "  -d, --run-dir DIR    of fm-faultd (default $FM_RUN_DIR, else /run/fm)\n"
 			    "  -v, --verbose        say more\n"
 			    "  -h, --help           this text\n"
-			    "      --version        the version\n"
+			    "  -V, --version        the version\n"
 			    "\n"
 			    "REGION: a region's name, its id (16 hex digits), or pid:N. SIZE: 4096, 64K, 512M, 4G, 1T,\n"
 			    "20000p (pages), 25% (of the region; with --limit alone: of this host's memory).\n";
 
-enum { OPT_DAEMON = 256, OPT_VERSION };
+enum { OPT_DAEMON = 256 };
 
 static const struct option options[] = {
     {"all", required_argument, NULL, 'a'},
@@ -45,7 +45,7 @@ static const struct option options[] = {
     {"run-dir", required_argument, NULL, 'd'},
     {"verbose", no_argument, NULL, 'v'},
     {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, OPT_VERSION},
+    {"version", no_argument, NULL, 'V'},
     {NULL, 0, NULL, 0},
 };
 
@@ -240,8 +240,9 @@ int main(int argc, char **argv)
 	int c, left;
 
 	fm_log_init("fm-evict");
+	argv[0] = (char *)"fm-evict"; /* getopt_long() begins its messages with it */
 	run_dir = fm_ctl_run_dir(NULL);
-	while ((c = getopt_long(argc, argv, "a:l:d:vh", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "a:l:d:vVh", options, NULL)) != -1) {
 		switch (c) {
 		case 'a':
 			all = optarg;
@@ -261,7 +262,7 @@ int main(int argc, char **argv)
 		case 'h':
 			fputs(usage, stdout);
 			return FM_EXIT_OK;
-		case OPT_VERSION:
+		case 'V':
 			puts("fm-evict " FM_VERSION);
 			return FM_EXIT_OK;
 		default:

@@ -41,11 +41,11 @@ static const char usage[] =
     "  -n, --check          say whether this host will do, and exit\n"
     "  -v, --verbose        say more; twice: even more\n"
     "  -h, --help           this text\n"
-    "      --version        the version\n"
+    "  -V, --version        the version\n"
     "\n"
     "SIZE: 4096, 64K, 512M, 4G, 1T, 20000p (pages), 25% (of this host's memory).\n";
 
-enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_VERSION };
+enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR };
 
 static const struct option options[] = {
     {"store", required_argument, NULL, 's'},
@@ -61,7 +61,7 @@ static const struct option options[] = {
     {"check", no_argument, NULL, 'n'},
     {"verbose", no_argument, NULL, 'v'},
     {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, OPT_VERSION},
+    {"version", no_argument, NULL, 'V'},
     {NULL, 0, NULL, 0},
 };
 
@@ -96,7 +96,7 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 	const char *why, *registry = "none";
 	int c;
 
-	while ((c = getopt_long(argc, argv, "s:l:r:d:nvh", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "s:l:r:d:nvVh", options, NULL)) != -1) {
 		switch (c) {
 		case 's':
 			d->store_uri = optarg;
@@ -143,7 +143,7 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 		case 'h':
 			fputs(usage, stdout);
 			exit(FM_EXIT_OK);
-		case OPT_VERSION:
+		case 'V':
 			puts("fm-faultd " FM_VERSION);
 			exit(FM_EXIT_OK);
 		default:
@@ -247,6 +247,7 @@ int main(int argc, char **argv)
 	int e;
 
 	fm_log_init("fm-faultd");
+	argv[0] = (char *)"fm-faultd"; /* getopt_long() begins its messages with it */
 	d.run_dir = fm_ctl_run_dir(NULL);
 	parse(&d, &a, argc, argv);
 	if (a.check)

@@ -179,6 +179,7 @@ int main(int argc, char **argv)
 	int code;
 
 	fm_log_init("fm-hotplug");
+	argv[0] = (char *)"fm-hotplug"; /* getopt_long() begins its messages with it */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGCHLD, SIG_DFL);
 	action = parse_options(argc, argv, &o);

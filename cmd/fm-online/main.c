@@ -314,6 +314,7 @@ int main(int argc, char **argv)
 	struct online o = { .fs = { .dirfd = -1 } };
 
 	fm_log_init("fm-online");
+	argv[0] = (char *)"fm-online"; /* getopt_long() begins its messages with it */
 	parse_options(argc, argv, &opt);
 	open_sysfs(opt.sysfs, &o.fs);
 	o.ops = fm_memblock_sysfs_ops(&o.fs);

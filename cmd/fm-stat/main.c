@@ -238,6 +238,7 @@ int main(int argc, char **argv)
 	int dirfd;
 
 	fm_log_init("fm-stat");
+	argv[0] = (char *)"fm-stat"; /* getopt_long() begins its messages with it */
 	parse_options(argc, argv, &o);
 	dirfd = open(o.run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (dirfd < 0)
