@@ -174,7 +174,7 @@ static void keep_event(struct fm_qmp *q, json_t *json)
 	if (q->nevents == FM_QMP_EVENTS) {
 		json_decref(q->events[0]);
 		q->nevents--;
-	memmove(q->events, q->events + 1, q->nevents * sizeof *q->events);
+		memmove(q->events, q->events + 1, q->nevents * sizeof *q->events);
 	}
 	q->events[q->nevents++] = json;
 }
