@@ -24,11 +24,11 @@ WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wwri
            -Wpointer-arith -Wvla -Wformat=2 -Wundef $(if $(CI),-Werror)
 CFLAGS  ?= -O2 -g
 BASE    := -std=c11 -D_GNU_SOURCE -DFM_VERSION='"$(VERSION)"' -Ilib $(WARN) \
-           -ffile-prefix-map=$(CURDIR)=. -fno-strict-aliasing
+           -ffile-prefix-map=$(CURDIR)=. -fno-strict-aliasing -DTHREADED # zookeeper.h: with its threads
 
 ifeq ($(SAN),)
 CC      := musl-gcc
-MISSING := $(strip $(foreach p,gcc musl-gcc cmake,$(if $(shell command -v $(p)),,$(p))))
+MISSING := $(strip $(foreach p,gcc g++ musl-gcc cmake bison flex,$(if $(shell command -v $(p)),,$(p))))
 # `make demo` and `make check` install them first, then come back here.
 ifneq ($(and $(MISSING),$(if $(filter demo check clean,$(MAKECMDGOALS)),,yes)),)
 $(error $(MISSING): not found: run `sudo tests/install.sh build`)
@@ -48,7 +48,8 @@ TOOLCF   = $(BASE) -O1 -g -fsanitize=thread -fno-omit-frame-pointer -DFM_DEBUG=1
 TOOLLD   = -fsanitize=thread
 DEPS    :=
 endif
-LIBS    := -ljansson -lpthread
+# Static links take what a tool uses; --as-needed makes the sanitizer builds' shared ones do the same.
+LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lm -lpthread
 
 .PHONY: all tools client units guest demo check bench clean deps
 .SECONDARY:
@@ -59,7 +60,8 @@ units: $(UNITS:%=$(B)/tests/%)
 deps: $(DEPS)
 
 # --- dependencies: fetched, verified and built static by deps/build.sh
-$(B)/deps/.done: deps/build.sh $(wildcard deps/*.sum)
+# (one whose source and recipe are as before is not built again)
+$(B)/deps/.done: deps/build.sh $(wildcard deps/*.sum deps/*.awk)
 	deps/build.sh $(B)/deps
 	touch $@
 
@@ -73,16 +75,16 @@ $(B)/lib/libfmcore.a: $(LIB:%.c=$(B)/obj/%.o)
 	rm -f $@ && ar rcsD $@ $^
 
 define tool
-$(B)/bin/$(1): $(patsubst %.c,$(B)/obj/%.o,$(wildcard cmd/$(1)/*.c)) $(B)/lib/libfmcore.a
+$(B)/bin/$(1): $(patsubst %.c,$(B)/obj/%.o,$(wildcard cmd/$(1)/*.c)) $(B)/lib/libfmcore.a $(DEPS)
 	@mkdir -p $$(@D)
-	$$(CC) $$(TOOLCF) $$(TOOLLD) -o $$@ $$^ $$(LIBS)
+	$$(CC) $$(TOOLCF) $$(TOOLLD) -o $$@ $$(filter %.o %.a,$$^) $$(LIBS)
 endef
 $(foreach t,$(TOOLS),$(eval $(call tool,$(t))))
 
 # --- unit tests: one program a file, printing TAP
-$(B)/tests/%: $(B)/obj/tests/unit/%.o $(B)/lib/libfmcore.a
+$(B)/tests/%: $(B)/obj/tests/unit/%.o $(B)/lib/libfmcore.a $(DEPS)
 	@mkdir -p $(@D)
-	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $^ $(LIBS)
+	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $(filter %.o %.a,$^) $(LIBS)
 
 # --- the guest of make demo and tests/guest: our static checker and fm-online in an initramfs
 guest: $(B)/guest/initramfs

@@ -6,9 +6,11 @@
 # Does nothing, and needs no rights, when all of it is there.
 set -euo pipefail
 
-build=(gcc libc6-dev linux-libc-dev binutils make musl-tools cmake)
+build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison flex)
 demo=("${build[@]}" qemu-system-x86 busybox-static cpio xz-utils jq)
-check=("${demo[@]}" bats pkg-config python3 libjansson-dev shellcheck cppcheck clang-tidy mandoc)
+check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy mandoc memcached zookeeper
+	# the glibc sanitizer builds link these
+	libjansson-dev libmemcached-dev libzookeeper-mt-dev libsodium-dev liblz4-dev libxxhash-dev)
 
 die() {
 	printf 'tests/install.sh: %s\n' "$*" >&2
