@@ -65,6 +65,9 @@ fetch() {
 		-o "Acquire::Languages=none" -o "Acquire::Retries=3" -o "APT::Sandbox::User=$(id -un)")
 	# A third party's repository without sources makes this fail; what counts is whether ours arrive.
 	apt-get "${opts[@]}" update > "$log" 2>&1 || true
+	compgen -G "$apt/lists/*Sources*" > /dev/null ||
+		die "$*: apt-get reaches no archive with source packages: is there a network?" \
+			"(or put the files that deps/sources.sum lists into $cache)"
 	for lib; do
 		tarball=$(tarball_of "$lib")
 		# --tar-only: the packaging's own tarball is not needed, and some mirrors do not have it.
