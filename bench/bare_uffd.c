@@ -48,7 +48,7 @@ int main(int argc, char **argv)
 	unsigned char *base;
 	uint32_t *order;
 	unsigned wrong;
-	pid_t pid;
+	pid_t pid, parent;
 
 	while ((c = getopt(argc, argv, "f:n:t:c:s:wi")) != -1) {
 		switch (c) {
@@ -104,11 +104,14 @@ int main(int argc, char **argv)
 	reg.range.len = pages * PAGE;
 	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0 || ioctl(uffd, UFFDIO_REGISTER, &reg) < 0)
 		err(1, "userfaultfd");
+	parent = getpid();
 	pid = fork();
 	if (pid < 0)
 		err(1, "fork");
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() != parent)
+			_exit(1); /* it died before it could be waited for */
 		munmap(base, pages * PAGE); /* a read through it would make a page that the client then sees */
 		pin(0, server_cpu);
 		respond(uffd, reg.range.start, file);

@@ -86,6 +86,9 @@ for ((round = 0; round < ROUNDS; round++)); do
     run "$name.fm" ours "${args[@]}"
     run "$name.pread" "$OUT/bare_uffd" "${args[@]}" -f "$T/pages"
   done
+  args=(-n "$PAGES" -t "$TOUCHES" -c 0 -s 0 -w)
+  run write.fm ours "${args[@]}"
+  run write.pread "$OUT/bare_uffd" "${args[@]}" -f "$T/pages"
   run touch.fm "$OUT/first_touch" fm 4096 "$FAULTD"
   run touch.memfd "$OUT/first_touch" memfd 4096
   if ((round % 3 == 0)); then
@@ -145,6 +148,7 @@ row() {
     row "remote fault p50, $v, to bare uffd + pread" us 1000 "$f.fm.p50_ns" "$f.pread.p50_ns" "$same"
     row "remote fault p99, $v, to bare uffd + pread" us 1000 "$f.fm.p99_ns" "$f.pread.p99_ns" -
   done
+  row "remote write fault p50, one CPU, to bare uffd + pread" us 1000 write.fm.p50_ns write.pread.p50_ns "<=1.10"
   row "server CPU time a fault, one CPU" us 1000 one.fm.server_cpu_ns one.pread.server_cpu_ns -
   row "server sleeps a fault, two CPUs" - 1 two.fm.server_sleeps two.pread.server_sleeps -
   row "server system calls a fault" - 1 fm.calls bare.calls -
@@ -152,9 +156,9 @@ row() {
   row "write-back (evict --all), to pwrite stream" MB/s 1 out.fm.evict_mb_s out.pwrite.mb_s ">=0.80"
 } > "$T/rows"
 
-awk -F '\t' 'BEGIN { printf "%-52s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }
+awk -F '\t' 'BEGIN { printf "%-54s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }
   function ok(r, g) { return g == "-" ? "" : g ~ /^<=/ ? r <= substr(g, 3) + 0 : r >= substr(g, 3) + 0 }
-  { met = ok($6 + 0, $7); printf "%-52s %-8s %10.2f %10.2f %7.2f  %s%s\n", $1, $2, $4 / $3, $5 / $3, $6, $7,
+  { met = ok($6 + 0, $7); printf "%-54s %-8s %10.2f %10.2f %7.2f  %s%s\n", $1, $2, $4 / $3, $5 / $3, $6, $7,
       met == "" ? "" : met ? " met" : " missed" }' "$T/rows"
 cat "$T"/v/*.what 2> /dev/null | sed 's/^/system calls a fault, /' || true
 
