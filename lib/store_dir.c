@@ -169,7 +169,8 @@ static void dir_get(struct fm_store *store, uint64_t region, struct fm_store_req
 		ssize_t got;
 
 		k = run_length(r + i, n - i, iov);
-		got = preadv(fd, iov, (int)k, (off_t)(r[i].page * FM_PAGE_SIZE));
+		got = k == 1 ? pread(fd, r[i].buf, FM_PAGE_SIZE, (off_t)(r[i].page * FM_PAGE_SIZE))
+			     : preadv(fd, iov, (int)k, (off_t)(r[i].page * FM_PAGE_SIZE));
 		for (unsigned j = 0; j < k; j++) {
 			if (got < 0)
 				r[i + j].result = errno == EINTR || errno == EAGAIN || errno == ENOMEM ? FM_STORE_DOWN : FM_STORE_LOST;

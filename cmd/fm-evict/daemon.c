@@ -190,11 +190,13 @@ static void on_message(struct evictord *d)
 
 /* --- work */
 
-/* Batches for requests: one each. Returns true when some are left. */
-static bool do_tasks(struct evictord *d, uint64_t now)
+/* Batches for requests: one each. Returns true when some are left, and *moved when pages left. */
+static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 {
 	struct task *next;
 	bool left = false;
+
+	*moved = false;
 
 	for (struct task *t = d->tasks; t; t = next) {
 		struct slot *s = find(d, t->ask.id);
@@ -208,6 +210,7 @@ static bool do_tasks(struct evictord *d, uint64_t now)
 			n = fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
 		}
 		t->done += n;
+		*moved |= n > 0;
 		t->idle = n ? 0 : t->idle + 1;
 		/* A few empty rounds: pages are busy for a moment, or the store refuses; then say what was done. */
 		if (!s || s->r.gone || t->done >= t->ask.pages || t->idle > 10)
@@ -264,7 +267,7 @@ static int work(struct evictord *d)
 {
 	uint64_t now = fm_now_ns(), total = fm_ld(&d->daemon->resident), limit = fm_ld(&d->daemon->limit_pages), take;
 	struct fm_marks g = fm_policy_marks(limit);
-	bool tasks, over;
+	bool tasks, moved, over;
 	int pick;
 
 	if (total > g.high)
@@ -272,7 +275,7 @@ static int work(struct evictord *d)
 	else if (total <= g.low)
 		d->draining = false;
 	look(d, now);
-	tasks = do_tasks(d, now);
+	tasks = do_tasks(d, now, &moved);
 	pick = fm_policy_pick(d->views, d->nslots, total, limit, d->draining, &take);
 	if (pick >= 0) {
 		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
@@ -286,7 +289,8 @@ static int work(struct evictord *d)
 	for (struct slot *s = d->slots; s; s = s->next)
 		if (fm_queue_count(s->r.deletes))
 			return tasks ? 0 : 5;
-	return tasks ? 2 : over ? 5 : -1;
+	/* Where nothing moved, pages are busy for a moment or the store refuses: a little later. */
+	return tasks ? (moved ? 0 : 2) : over ? 5 : -1;
 }
 
 static void loop(struct evictord *d, struct evict_job *job)
