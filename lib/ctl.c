@@ -104,12 +104,11 @@ int fm_ctl_send(int fd, unsigned type, const void *body, const int *fds, unsigne
 		ssize_t n;
 
 		if (off == 0 && nfds) {
-			struct cmsghdr *c;
+			struct cmsghdr *c = &control.align;
 
 			memset(&control, 0, sizeof control);
 			m.msg_control = control.space;
 			m.msg_controllen = CMSG_SPACE(sizeof(int) * nfds);
-			c = CMSG_FIRSTHDR(&m);
 			c->cmsg_level = SOL_SOCKET;
 			c->cmsg_type = SCM_RIGHTS;
 			c->cmsg_len = CMSG_LEN(sizeof(int) * nfds);

@@ -65,7 +65,7 @@ tap() {
 
 # A build that fails leaves nothing to test with.
 suite_build() {
-	check 'build' make -j"$jobs" "B=$B" CI=1 all units || finish
+	check 'build' make -j"$jobs" "B=$B" CI=1 all units guest || finish
 	check 'build asan' make -j"$jobs" SAN=asan "B=$B-asan" CI=1 tools units || finish
 	check 'build tsan' make -j"$jobs" SAN=tsan "B=$B-tsan" CI=1 tools units || finish
 }

@@ -49,7 +49,7 @@ static const struct option options[] = {
     {NULL, 0, NULL, 0},
 };
 
-static const char *run_dir;
+static const char *run_dir = "/run/fm";
 static int run_fd = -1;
 
 /* Does the region go by that name? name, 16 hex digits, or pid:N. */

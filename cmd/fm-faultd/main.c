@@ -97,36 +97,38 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 	int c;
 
 	while ((c = getopt_long(argc, argv, "s:l:r:d:nvVh", options, NULL)) != -1) {
+		const char *arg = optarg ? optarg : ""; /* never NULL where it is used; linters do not know getopt */
+
 		switch (c) {
 		case 's':
-			d->store_uri = optarg;
+			d->store_uri = arg;
 			break;
 		case 'l':
-			if (strcmp(optarg, "none") == 0)
+			if (strcmp(arg, "none") == 0)
 				d->local_pages = FM_LIMIT_NONE;
-			else if (fm_size_parse(optarg, host_pages(), &d->local_pages, &why))
-				fm_die(FM_EXIT_USAGE, "--local: %s: %s", optarg, why);
+			else if (fm_size_parse(arg, host_pages(), &d->local_pages, &why))
+				fm_die(FM_EXIT_USAGE, "--local: %s: %s", arg, why);
 			break;
 		case 'r':
-			registry = optarg;
+			registry = arg;
 			break;
 		case 'd':
-			d->run_dir = optarg;
+			d->run_dir = arg;
 			break;
 		case OPT_READY_FD:
-			a->ready_fd = (int)number("--ready-fd", optarg, 0, 1 << 20);
+			a->ready_fd = (int)number("--ready-fd", arg, 0, 1 << 20);
 			if (fcntl(a->ready_fd, F_GETFD) < 0)
-				fm_die(FM_EXIT_USAGE, "--ready-fd: %s: is not open", optarg);
+				fm_die(FM_EXIT_USAGE, "--ready-fd: %s: is not open", arg);
 			break;
 		case OPT_SHARDS:
-			d->shards = (unsigned)number("--shards", optarg, 1, FM_MAX_SHARDS);
+			d->shards = (unsigned)number("--shards", arg, 1, FM_MAX_SHARDS);
 			break;
 		case OPT_REPLICAS:
-			if (number("--replicas", optarg, 1, 16) > 1)
-				fm_die(FM_EXIT_USAGE, "--replicas: %s: a dir: store has one server", optarg);
+			if (number("--replicas", arg, 1, 16) > 1)
+				fm_die(FM_EXIT_USAGE, "--replicas: %s: a dir: store has one server", arg);
 			break;
 		case OPT_KEY_FILE:
-			a->key_file = optarg;
+			a->key_file = arg;
 			break;
 		case OPT_NO_SEAL:
 			a->no_seal = true;

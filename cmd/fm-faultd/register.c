@@ -247,7 +247,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	struct fm_ctl_region reply;
 	struct region *r;
 	struct stat st;
-	uint64_t start;
+	uint64_t start = 0;
 	int e;
 
 	e = check_message(c, m, &why);
