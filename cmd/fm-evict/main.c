@@ -254,7 +254,7 @@ int main(int argc, char **argv)
 			daemon = true;
 			break;
 		case 'd':
-			run_dir = optarg;
+			run_dir = optarg ? optarg : run_dir; /* never NULL; linters do not know getopt */
 			break;
 		case 'v':
 			fm_log_more();
