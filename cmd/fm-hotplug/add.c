@@ -71,7 +71,7 @@ static int check_room(struct add *a, const struct device *d, size_t nd)
 	if (fm_qmp_call(a->vm.qmp, "qom-get", json_pack("{s:s, s:s}", "path", "/machine", "property", "memory"), &result,
 			FM_QMP_REPLY_MS))
 		return FM_EXIT_OK;
-	told = json_is_integer(json_object_get(result, "max-size"));
+	told = json_is_integer(json_object_get(result, "size"));
 	slots = (uint64_t)json_integer_value(json_object_get(result, "slots"));
 	max = (uint64_t)json_integer_value(json_object_get(result, "max-size"));
 	boot = (uint64_t)json_integer_value(json_object_get(result, "size"));
@@ -186,8 +186,11 @@ static json_t *device_args(const struct add *a, const char *bus)
 		args = json_pack("{s:s, s:s, s:s}", "driver", "pc-dimm", "id", a->id, "memdev", a->backend);
 	if (args && a->o->node >= 0)
 		json_object_set_new(args, "node", json_integer(a->o->node));
-	if (args && bus)
+	if (args && bus) {
 		json_object_set_new(args, "bus", json_string(bus));
+		/* A guest looks at slot 0 of a port only; QEMU before 8.1 fills the others too when it may choose. */
+		json_object_set_new(args, "addr", json_string("0"));
+	}
 	return args;
 }
 

@@ -9,7 +9,7 @@
 #include "hotplug.h"
 #include "qemu.h"
 
-#define GREETING_MS 3000
+#define GREETING_MS 5000 /* QEMU greets in its main loop, which may be busy */
 #define CMDLINE_MAX (1u << 20)
 #define PATHS       4
 

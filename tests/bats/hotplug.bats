@@ -1,0 +1,397 @@
+#!/usr/bin/env bats
+# fm-hotplug and a stock QEMU: what it adds and takes over, and what it refuses. The VMs are paused (-S) and have no guest;
+# tests/guest has those with one.
+# sanitizers: asan
+# shellcheck disable=SC2030,SC2031,SC2054 # each test is a process of its own; commas are QEMU's
+
+load helper
+
+setup() {
+	fm_setup
+	requires qemu-system-x86_64 || skip "no qemu-system-x86_64"
+	[ "$(id -u)" -eq 0 ] || skip "not root"
+	QMP=$FM_TMP/q
+	SHARED=(-object memory-backend-memfd,id=ram0,size=256M,share=on -machine memory-backend=ram0)
+}
+
+# A QEMU with these arguments, ready when its monitor is. Sets VM_PID.
+start_qemu() {
+	local ready=$FM_TMP/hmp.$RANDOM
+	timeout 120 qemu-system-x86_64 -S -accel tcg,tb-size=32 -machine q35 -nodefaults -display none -monitor "unix:$ready,server=on,wait=off" \
+		-pidfile "$ready.pid" "$@" < /dev/null > "$FM_TMP/qemu.log" 2>&1 3>&- &
+	track $!
+	wait_for 20 test -s "$ready.pid" || {
+		cat "$FM_TMP/qemu.log" >&2
+		return 1
+	}
+	wait_for 20 test -S "$ready"
+	VM_PID=$(cat "$ready.pid")
+	HMP=$ready
+}
+
+# The usual VM: room for 4 DIMMs and 1792 MiB, a QMP socket.
+start_vm() {
+	start_qemu -m 256M,slots=4,maxmem=2G -qmp "unix:$QMP,server=on,wait=off" "$@"
+}
+
+# hotplug STATUS ARGS...: run fm-hotplug; fails unless it ends with that status and, when that is not 0, one line on stderr.
+hotplug() {
+	local want=$1 status=0
+	shift
+	timeout 60 "$FM_BIN/fm-hotplug" "$@" > "$FM_TMP/out" 2> "$FM_TMP/err" 3>&- || status=$?
+	output=$(cat "$FM_TMP/out" "$FM_TMP/err")
+	echo "$ fm-hotplug $*: $status"
+	echo "$output"
+	[ "$status" -eq "$want" ] || return 1
+	[ "$want" -eq 0 ] || [ "$(wc -l < "$FM_TMP/err")" -eq 1 ]
+}
+
+says() {
+	[[ $output == *"$1"* ]] || {
+		echo "not said: $1"
+		return 1
+	}
+}
+
+# Far regions there are, by fm-stat.
+regions() {
+	"$FM_BIN/fm-stat" -j | jq '.regions | length'
+}
+
+# What a refused or undone change could leave behind in the VM: shared memory, userfaultfds.
+footprint() {
+	grep -c 'rw-s.*memory-backend' "/proc/$VM_PID/maps" || true
+	find "/proc/$VM_PID/fd" -lname '*userfaultfd*' | wc -l
+}
+
+# Is it as it was when `before` was taken? QEMU unmaps a deleted backend a little later.
+as_before() {
+	[ "$(footprint)" = "$before" ]
+}
+
+@test "usage: every wrong use has exit code 2 and one line" {
+	hotplug 2
+	says 'VM: missing'
+	hotplug 2 "$QMP"
+	says 'SIZE'
+	hotplug 2 --no-such-option "$QMP" 1G
+	hotplug 2 "$QMP" 1G more
+	says 'more'
+	hotplug 2 --attach --list "$QMP"
+	says 'only one'
+	hotplug 2 --attach "$QMP" 1G
+	hotplug 2 --remove "$QMP"
+	says 'ID: missing'
+	hotplug 2 --list --id x "$QMP"
+	says '--id: not with --list'
+	hotplug 2 --id 7up "$QMP" 1G
+	says "id '7up'"
+	hotplug 2 --id 'a b' "$QMP" 1G
+	hotplug 2 --id "$(printf 'x%.0s' {1..50})" "$QMP" 1G
+	hotplug 2 --node -1 "$QMP" 1G
+	says "node '-1'"
+	hotplug 2 --timeout 0 --remove "$QMP" x
+	hotplug 2 --list pid:x
+	says 'not pid:N'
+	hotplug 2 --list pid:-1
+	hotplug 2 --list pid:
+	hotplug 2 --list pid:0
+}
+
+@test "usage: sizes that no DIMM can have" {
+	for size in 0 -1 -128M 100M 127M 1 4096 4097 64K 128MB 1X '' 16777216T 99999999999999999999 25% 32T; do
+		hotplug 2 -- "$QMP" "$size"
+		says "size '$size'"
+	done
+	hotplug 2 "$QMP" 100M
+	says 'multiple of 128M'
+}
+
+@test "a libvirt domain's name or UUID is not understood yet, and that is said" {
+	start_faultd
+	hotplug 2 some-domain 1G
+	says 'libvirt'
+	hotplug 2 --list 6695eb01-f6a4-8304-79aa-97f2502e193f
+	says 'pid:N'
+}
+
+@test "no fm-faultd: exit code 3, and the VM is as before" {
+	start_vm
+	before=$(footprint)
+	hotplug 3 "$QMP" 128M
+	says 'fm-faultd is not running'
+	hotplug 3 --attach "$QMP"
+	hotplug 3 --detach "$QMP"
+	wait_for 5 as_before
+	# These need no daemon.
+	hotplug 0 --list "$QMP"
+}
+
+@test "the daemon's run directory by option, by variable, and not permitted" {
+	start_faultd
+	start_vm
+	FM_RUN_DIR=$FM_TMP/nowhere hotplug 3 "$QMP" 128M
+	says "$FM_TMP/nowhere/fm.sock"
+	hotplug 3 --run-dir "$FM_TMP/nowhere" "$QMP" 128M
+	FM_RUN_DIR=$FM_TMP/nowhere hotplug 0 --run-dir "$FM_TMP/run" "$QMP" 128M
+	run setpriv --reuid=65534 --regid=65534 --clear-groups "$FM_BIN/fm-hotplug" "$QMP" 128M
+	[ "$status" -eq 3 ]
+	says 'run as root'
+}
+
+@test "no VM there: exit code 3" {
+	start_faultd
+	hotplug 3 "$FM_TMP/none" 128M
+	says 'No such file'
+	hotplug 3 "$FM_TMP/faultd.log" 128M
+	says 'not a socket'
+	hotplug 3 "/$(printf 'x%.0s' {1..200})" 128M
+	start_vm
+	kill -KILL "$VM_PID"
+	wait_for 5 gone "$VM_PID"
+	hotplug 3 "$QMP" 128M
+	says 'the VM is gone'
+	hotplug 3 "pid:$VM_PID" 128M
+	says 'the VM is gone'
+	hotplug 3 --attach "pid:$VM_PID"
+	hotplug 3 --list "pid:$VM_PID"
+}
+
+@test "a socket that is not QMP's: exit code 3" {
+	start_faultd
+	start_vm
+	hotplug 3 "$HMP" 128M
+	says 'not a QMP socket'
+	hotplug 3 "$FM_RUN_DIR/fm.sock" 128M
+	says 'no greeting'
+}
+
+@test "a QMP socket that another client holds: exit code 3, in time" {
+	start_faultd
+	start_vm
+	first=$VM_PID
+	# Its client: the serial line of another QEMU.
+	start_qemu -m 16M -chardev "socket,id=c,path=$QMP" -serial chardev:c
+	hotplug 3 "$QMP" 128M
+	says 'another one holds this socket'
+	hotplug 3 "pid:$first" 128M
+	says 'another one holds this socket'
+}
+
+@test "a DIMM: added, listed, served" {
+	start_faultd
+	start_vm -name 'my vm'
+	hotplug 0 "$QMP" 256M
+	[[ $output == 'fm0: 256M at 0x'*', node 0, region '* ]]
+	hotplug 0 "pid:$VM_PID" 128M --id big --node 0 --no-wait
+	hotplug 0 --list "$QMP"
+	grep -qE '^ram|^ID' "$FM_TMP/out"
+	grep -qE '^fm0 +dimm +256M +0 +yes +0 +0$' "$FM_TMP/out"
+	grep -qE '^big +dimm +128M +0 +yes +0 +0$' "$FM_TMP/out"
+	[ "$("$FM_BIN/fm-stat" -j | jq -r '[.regions[].name] | sort | join(" ")')" = 'my_vm:mem-big my_vm:mem-fm0' ]
+	[ "$("$FM_BIN/fm-stat" -j | jq '[.regions[].pages] | add')" = 98304 ]
+	hotplug 1 "$QMP" 128M --id big
+	says "id 'big': taken"
+	# The VM ends: so do its regions.
+	kill -TERM "$VM_PID"
+	wait_for 10 gone "$VM_PID"
+	none() { [ "$(regions)" = 0 ]; }
+	wait_for 5 none
+}
+
+@test "-v says for how long QEMU stood still" {
+	start_faultd
+	start_vm
+	hotplug 0 -v "$QMP" 128M
+	[[ $output =~ stood\ still\ for\ [0-9.]+\ us ]]
+}
+
+@test "no room: slots, maxmem, a NUMA node that is none; the VM is as before" {
+	start_faultd
+	start_vm
+	hotplug 0 "$QMP" 512M
+	before=$(footprint)
+	hotplug 1 "$QMP" 2G
+	says 'only 1.2G left'
+	hotplug 1 "$QMP" 128M --node 5
+	says 'numa nodes'
+	none_new() { [ "$(regions)" = 1 ]; }
+	wait_for 5 none_new
+	wait_for 5 as_before
+	for _ in 1 2 3; do
+		hotplug 0 "$QMP" 128M
+	done
+	before=$(footprint)
+	hotplug 1 "$QMP" 128M
+	says 'all 4 are taken'
+	wait_for 5 as_before
+	[ "$(regions)" = 4 ]
+}
+
+@test "a VM without memory hotplug" {
+	start_faultd
+	start_qemu -m 256M -qmp "unix:$QMP,server=on,wait=off"
+	hotplug 1 "$QMP" 128M
+	says 'slots=N,maxmem=SIZE'
+	[ "$(regions)" = 0 ]
+}
+
+@test "a VM that waits for an incoming migration" {
+	start_faultd
+	start_vm -incoming defer
+	hotplug 1 "$QMP" 128M
+	says 'incoming migration'
+}
+
+@test "virtio-mem: on a root port; refused without one, and the VM is as before" {
+	start_faultd
+	start_vm -device pcie-root-port,id=rp1,slot=1
+	hotplug 0 --virtio-mem --id vm0 "$QMP" 256M
+	hotplug 0 --list "$QMP"
+	grep -qE '^vm0 +virtio-mem +0 +0 +yes ' "$FM_TMP/out"
+	before=$(footprint)
+	hotplug 1 --virtio-mem "$QMP" 128M
+	says 'pcie-root-port'
+	wait_for 5 as_before
+	one() { [ "$(regions)" = 1 ]; }
+	wait_for 5 one
+	# What it may grow to is taken already.
+	hotplug 1 "$QMP" 1664M
+	says 'only 1.5G left'
+}
+
+@test "--attach: all boot memory, once" {
+	start_faultd
+	start_vm "${SHARED[@]}"
+	hotplug 0 --attach "$QMP"
+	[[ $output == 'ram0: 256M, region '* ]]
+	hotplug 0 --list "$QMP"
+	grep -qE '^ram0 +boot +256M +- +yes ' "$FM_TMP/out"
+	before=$(footprint)
+	hotplug 1 --attach "$QMP"
+	says 'attached already'
+	wait_for 5 as_before
+	hotplug 0 "$QMP" 128M
+	hotplug 1 --attach "$QMP"
+	says 'attached already'
+}
+
+@test "--attach: several backends, and one that is private" {
+	start_faultd
+	start_qemu -m 256M,slots=4,maxmem=2G -qmp "unix:$QMP,server=on,wait=off" -smp 2 \
+		-object memory-backend-memfd,id=a,size=128M,share=on -object memory-backend-ram,id=b,size=128M \
+		-numa node,nodeid=0,memdev=a -numa node,nodeid=1,memdev=b
+	hotplug 1 --attach "$QMP"
+	says 'a: 128M, region'
+	says 'b: it is private (share=off)'
+	[ "$(regions)" = 1 ]
+	hotplug 0 "$QMP" 128M --node 1
+	says 'node 1'
+}
+
+@test "--attach without QMP: by the process" {
+	start_faultd
+	start_qemu -m 256M "${SHARED[@]}"
+	hotplug 1 "pid:$VM_PID" 128M
+	says 'no QMP socket on its command line'
+	hotplug 0 --attach "pid:$VM_PID"
+	[[ $output == 'memfd-'*': 256M, region '* ]]
+	hotplug 0 --list "pid:$VM_PID"
+	grep -qE '^memfd-[0-9]+ +- +256M +- +yes ' "$FM_TMP/out"
+	hotplug 1 --attach "pid:$VM_PID"
+	says 'attached already'
+	# Not a VM.
+	hotplug 1 --attach "pid:$FAULTD_PID"
+	says 'its memory is private'
+}
+
+@test "memory that cannot be paged: private" {
+	start_faultd
+	start_vm
+	hotplug 1 --attach "$QMP"
+	says 'share=on'
+	start_qemu -m 256M -object memory-backend-memfd,id=ram0,size=256M,share=off -machine memory-backend=ram0 \
+		-qmp "unix:$QMP.2,server=on,wait=off"
+	hotplug 1 --attach "$QMP.2"
+	says 'ram0: it is private (share=off)'
+	hotplug 1 --attach "pid:$VM_PID"
+	says 'private'
+	[ "$(regions)" = 0 ]
+}
+
+@test "memory that cannot be paged: a file on a disk" {
+	[ "$(stat -f -c %T "$FM_TMP")" != tmpfs ] || skip "$FM_TMP is on tmpfs"
+	start_faultd
+	start_vm -object "memory-backend-file,id=ram0,size=256M,share=on,mem-path=$FM_TMP/ram" -machine memory-backend=ram0
+	hotplug 1 --attach "$QMP"
+	says 'ram0: it is a file on a disk'
+	[ "$(regions)" = 0 ]
+}
+
+@test "a file on tmpfs will do, unless another process maps it too" {
+	[ "$(stat -f -c %T /dev/shm)" = tmpfs ] || skip "/dev/shm is not tmpfs"
+	file=$(mktemp /dev/shm/fm-test.XXXXXX)
+	start_faultd
+	ram=(-object "memory-backend-file,id=ram0,size=256M,share=on,mem-path=$file" -machine memory-backend=ram0)
+	start_vm "${ram[@]}"
+	first=$VM_PID
+	start_qemu -m 256M "${ram[@]}"
+	rm -f "$file"
+	hotplug 1 --attach "$QMP"
+	says "process $VM_PID has it mapped too"
+	[ "$(regions)" = 0 ]
+	kill -KILL "$VM_PID"
+	wait_for 5 gone "$VM_PID"
+	VM_PID=$first
+	hotplug 0 --attach "$QMP"
+	[ "$(regions)" = 1 ]
+}
+
+@test "memory that cannot be paged: huge pages" {
+	# memfd reserves none with reserve=off, so that this needs none.
+	start_faultd
+	start_vm -object memory-backend-memfd,id=ram0,size=256M,share=on,hugetlb=on,hugetlbsize=2M,reserve=off \
+		-machine memory-backend=ram0 || skip "no huge pages here"
+	alive "$VM_PID" || skip "no huge pages here"
+	hotplug 1 --attach "$QMP"
+	says 'huge pages'
+	[ "$(regions)" = 0 ]
+}
+
+@test "memory that cannot be paged: locked" {
+	start_faultd
+	start_vm "${SHARED[@]}" -overcommit mem-lock=on
+	before=$(footprint)
+	hotplug 1 --attach "$QMP"
+	says 'mem-lock=on'
+	# New memory would be locked too.
+	hotplug 1 "$QMP" 128M
+	says 'mem-lock=on'
+	wait_for 5 as_before
+	[ "$(regions)" = 0 ]
+}
+
+@test "--remove: no such device, one the VM was started with, a guest that does not answer" {
+	start_faultd
+	start_vm -object memory-backend-memfd,id=m0,size=128M,share=on -device pc-dimm,id=d0,memdev=m0
+	hotplug 1 --remove "$QMP" nix
+	says "device 'nix': no memory device"
+	hotplug 1 --remove "$QMP" d0
+	says 'cannot be unplugged'
+	hotplug 0 "$QMP" 128M
+	before=$(footprint)
+	hotplug 1 --remove --timeout 1 "$QMP" fm0
+	says 'did not give it back within 1 s'
+	wait_for 5 as_before
+	[ "$(regions)" = 1 ]
+}
+
+@test "--detach: nothing to detach" {
+	start_faultd
+	start_vm
+	hotplug 1 --detach "$QMP"
+	says 'no far memory'
+	hotplug 0 "$QMP" 128M
+	hotplug 1 --detach "$QMP" other
+	says 'other: no far memory'
+}
