@@ -93,6 +93,9 @@ struct fm_ctl_evict {
 
 struct fm_ctl_evictor_ok {
 	char store_uri[FM_URI_MAX];
+	char key_file[256]; /* "": none */
+	uint32_t replicas;
+	uint32_t no_seal;
 };
 
 /*

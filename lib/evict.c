@@ -18,6 +18,7 @@ struct victim {
 	uint32_t page;
 	unsigned shard;
 	uint64_t w;
+	uint64_t old_gen; /* of the copy that the store may have held before this batch; 0 none */
 	bool had_stored;  /* the store may have held a copy before this batch */
 	bool ours;        /* still owned */
 	bool was_clean;
@@ -234,6 +235,7 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n)
 		do {
 			v.was_clean = fm_word_state(w) == FM_CLEAN;
 			v.had_stored = w & FM_F_STORED;
+			v.old_gen = v.had_stored ? fm_word_gen(w) : 0;
 			v.zero = v.was_clean && (w & FM_F_ZERO);
 			if (v.was_clean)
 				nw = fm_word_to(w, FM_DROPPING, 0, 0);
@@ -352,6 +354,22 @@ static void store_flag(struct fm_evict_region *r, uint64_t set, uint64_t clear)
 		atomic_fetch_and(&r->map.hdr->flags, ~clear);
 }
 
+/*
+ * Put, but taken back by a write before it counted: no word will ever name that copy. A store that lists its keys frees it with
+ * the region; another would keep it for good.
+ */
+static void drop_cancelled(struct fm_evictor *e, struct fm_evict_region *r, const struct batch *b, struct fm_store_req *req,
+			   const unsigned *who, unsigned n)
+{
+	unsigned k = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		if (req[i].result == FM_STORE_OK && !b->v[who[i]].ours)
+			req[k++] = req[i];
+	if (k)
+		fm_store_delete(e->store, r->map.hdr->id, req, k);
+}
+
 static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
 {
 	struct fm_store_req req[FM_EVICT_BATCH];
@@ -369,7 +387,11 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		}
 		who[n] = i;
 		req[n++] = (struct fm_store_req){
-		    .page = v->page, .gen = fm_word_gen(v->w), .buf = e->buf + (size_t)i * FM_PAGE_SIZE};
+		    .page = v->page,
+		    .gen = fm_word_gen(v->w),
+		    .old_gen = v->old_gen,
+		    .buf = e->buf + (size_t)i * FM_PAGE_SIZE,
+		};
 	}
 	if (!n)
 		return;
@@ -385,6 +407,8 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		give_back(r, b, &b->v[who[i]]);
 	}
 	fm_bump(&r->map.hdr->evict.store_puts, put);
+	if (e->store->ops->lists_no_keys)
+		drop_cancelled(e, r, b, req, who, n);
 	store_flag(r, bad, bad ? 0 : FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN);
 }
 
@@ -470,4 +494,46 @@ unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigne
 	if (!left && b.failed)
 		r->stalled_until_ns = fm_now_ns() + 20000000;
 	return left;
+}
+
+/* Keys of the pages [first, end) whose words say that there may be one. */
+static void purge_range(struct fm_evictor *e, struct fm_evict_region *r, uint64_t first, uint64_t end)
+{
+	struct fm_store_req req[FM_EVICT_BATCH];
+	unsigned n = 0;
+
+	for (uint64_t p = first; p < end; p++) {
+		uint64_t w = fm_ld(&r->map.words[p]);
+
+		if (w & FM_F_STORED)
+			req[n++] = (struct fm_store_req){.page = p, .gen = fm_word_gen(w)};
+		if (n == FM_EVICT_BATCH || (n && p + 1 == end)) {
+			fm_store_delete(e->store, r->map.hdr->id, req, n);
+			n = 0;
+		}
+	}
+	if (n)
+		fm_store_delete(e->store, r->map.hdr->id, req, n);
+}
+
+bool fm_evict_purge(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	const struct fm_region_map *m = &r->map;
+	off_t base = (off_t)m->hdr->words_offset, end = base + (off_t)m->pages * 8;
+	off_t data = lseek(m->fd, base + (off_t)r->purge_at * 8, SEEK_DATA), hole;
+	uint64_t first, last;
+
+	if (data < 0 || data >= end)
+		return true;
+	hole = lseek(m->fd, data, SEEK_HOLE);
+	if (hole < 0 || hole > end)
+		hole = end;
+	first = (uint64_t)(data - base) / 8;
+	last = (uint64_t)(hole - base) / 8;
+	/* A slice, so that other regions' budgets are kept meanwhile. */
+	if (last - first > 4096)
+		last = first + 4096;
+	purge_range(e, r, first, last);
+	r->purge_at = last;
+	return last >= m->pages;
 }

@@ -36,6 +36,7 @@ struct fm_evict_region {
 	bool draining;             /* see struct fm_view */
 	uint64_t stalled_until_ns; /* CLOCK_MONOTONIC: nothing could leave; try again then */
 	uint64_t swept_ns;         /* last sweep */
+	uint64_t purge_at;         /* next page of fm_evict_purge() */
 };
 
 /* Make an evictor over a daemon's shared page and a store (both stay the caller's). Returns 0 or -ENOMEM. */
@@ -62,6 +63,12 @@ void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r);
  * stalled_until_ns set: nothing can leave now (store full or down, or every page busy).
  */
 unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n);
+
+/*
+ * The region has ended and its store lists no keys (struct fm_store_ops): delete the next of its keys by the page words. Returns
+ * true when there are none left; false: call again. Touches no hole of the state file. Nobody else may use the region any more.
+ */
+bool fm_evict_purge(struct fm_evictor *e, struct fm_evict_region *r);
 
 /* Time for stalled_until_ns. */
 uint64_t fm_now_ns(void);

@@ -264,6 +264,11 @@ static void *shard_main(void *arg)
 	return NULL;
 }
 
+static void idle(void *arg)
+{
+	shard_read_events(arg);
+}
+
 static void on_stop_signal(int sig)
 {
 	(void)sig; /* its only work is to end a read(2) */
@@ -290,6 +295,8 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 		return -ENOMEM;
 	}
 	pthread_mutex_init(&s->turn, NULL);
+	/* A slow server must not keep events unread. */
+	fm_store_set_idle(o->store, idle, s);
 	sigaction(STOP_SIGNAL, &sa, NULL);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 256 * 1024);

@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct fm_store_ops *const kinds[] = {&fm_store_dir};
+static const struct fm_store_ops *const kinds[] = {&fm_store_dir, &fm_store_memcached};
+
+static const struct fm_store_options plain;
 
 static const struct fm_store_ops *find(const char *uri, char *why)
 {
@@ -19,19 +21,19 @@ static const struct fm_store_ops *find(const char *uri, char *why)
 	return NULL;
 }
 
-int fm_store_check(const char *uri, char *why)
+int fm_store_check(const char *uri, const struct fm_store_options *o, char *why)
 {
 	const struct fm_store_ops *k = find(uri, why);
 
-	return k ? k->check(uri, why) : -EINVAL;
+	return k ? k->check(uri, o ? o : &plain, why) : -EINVAL;
 }
 
-int fm_store_open(const char *uri, struct fm_store **out, char *why)
+int fm_store_open(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why)
 {
 	const struct fm_store_ops *k = find(uri, why);
-	int r = k ? k->check(uri, why) : -EINVAL;
+	int r = k ? k->check(uri, o ? o : &plain, why) : -EINVAL;
 
-	return r ? r : k->open(uri, out, why);
+	return r ? r : k->open(uri, o ? o : &plain, out, why);
 }
 
 void fm_store_close(struct fm_store *s)

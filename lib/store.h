@@ -20,20 +20,31 @@ enum fm_store_result {
 };
 
 struct fm_store_req {
-	uint64_t page;  /* page number in the region */
-	uint64_t gen;   /* generation, >= 1 */
+	uint64_t page;    /* page number in the region */
+	uint64_t gen;     /* generation, >= 1 */
+	uint64_t old_gen; /* put: a copy of this generation may be there, and is deleted when the new one is acknowledged; 0 none */
 	void *buf;      /* 4096 bytes: filled by get, read by put, unused by delete */
 	enum fm_store_result result;
 };
 
 struct fm_store;
 
+/* How to open a store. All zero: one copy, no key: fit for dir:. */
+struct fm_store_options {
+	unsigned replicas;    /* copies of each page on distinct servers; 0 is 1 */
+	const char *key_file; /* network stores seal with it, and make it when missing; NULL none */
+	bool no_seal;         /* network stores: in the clear, with a checksum */
+	bool must_answer;     /* every server must answer now; else one that is away is waited for later */
+};
+
 /* What a kind of store must do; see the functions of the same names below. */
 struct fm_store_ops {
 	const char *scheme; /* "dir:" */
-	int (*check)(const char *uri, char *why);
-	int (*open)(const char *uri, struct fm_store **out, char *why);
+	bool lists_no_keys;  /* region_end cannot find what is stored: the keys are deleted one by one before it */
+	int (*check)(const char *uri, const struct fm_store_options *o, char *why);
+	int (*open)(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why);
 	void (*close)(struct fm_store *s);
+	void (*set_idle)(struct fm_store *s, void (*idle)(void *), void *arg); /* NULL: never waits where it could be called */
 	void (*get)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*put)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*del)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
@@ -50,14 +61,26 @@ struct fm_store {
 #define FM_STORE_WHY 256 /* bytes of a why buffer */
 
 /*
- * Is uri well-formed? Touches nothing outside. Returns 0, or -EINVAL with one line in why ("what: why", FM_STORE_WHY bytes).
+ * o: NULL is all zero. Are uri and options well-formed, and do they fit each other? Touches nothing outside. Returns 0, or -EINVAL with one line in
+ * why ("what: why", FM_STORE_WHY bytes).
  */
-int fm_store_check(const char *uri, char *why);
+int fm_store_check(const char *uri, const struct fm_store_options *o, char *why);
 
 /*
- * Open a handle. Returns 0 and *out (owned by the caller, fm_store_close), or -errno with one line in why. -EINVAL: bad URI.
+ * Open a handle. Returns 0 and *out (owned by the caller, fm_store_close), or -errno with one line in why. -EINVAL: bad URI or
+ * options.
  */
-int fm_store_open(const char *uri, struct fm_store **out, char *why);
+int fm_store_open(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why);
+
+/*
+ * Have idle(arg) called at least every 5 ms while a call below waits for a server (a fault shard must read its events
+ * meanwhile). It must not use the handle. A store that waits in the kernel (a disk) cannot call it.
+ */
+static inline void fm_store_set_idle(struct fm_store *s, void (*idle)(void *), void *arg)
+{
+	if (s->ops->set_idle)
+		s->ops->set_idle(s, idle, arg);
+}
 
 /* Close a handle; NULL is allowed. What is stored stays. */
 void fm_store_close(struct fm_store *s);
@@ -98,7 +121,7 @@ static inline int fm_store_usage(struct fm_store *s, uint64_t *used_bytes, uint6
 	return s->ops->usage(s, used_bytes, limit_bytes);
 }
 
-extern const struct fm_store_ops fm_store_dir;
+extern const struct fm_store_ops fm_store_dir, fm_store_memcached;
 
 /* Are all 4096 bytes zero? page is 8-byte aligned. */
 bool fm_page_is_zero(const void *page);

@@ -39,8 +39,12 @@ static const char *dir_path(const char *uri)
 	return uri + strlen("dir:");
 }
 
-static int dir_check(const char *uri, char *why)
+static int dir_check(const char *uri, const struct fm_store_options *o, char *why)
 {
+	if (o->replicas > 1) {
+		snprintf(why, FM_STORE_WHY, "--replicas: %u: a dir: store is one server", o->replicas);
+		return -EINVAL;
+	}
 	if (dir_path(uri)[0] != '/') {
 		snprintf(why, FM_STORE_WHY, "%.128s: dir: needs an absolute path, as in dir:/var/lib/fm", uri);
 		return -EINVAL;
@@ -48,13 +52,14 @@ static int dir_check(const char *uri, char *why)
 	return 0;
 }
 
-static int dir_open(const char *uri, struct fm_store **out, char *why)
+static int dir_open(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why)
 {
 	const char *path = dir_path(uri);
 	struct dir_store *s = calloc(1, sizeof *s);
 	char probe[64];
 	int fd, e;
 
+	(void)o;
 	if (!s)
 		return -ENOMEM;
 	if (mkdir(path, 0700) < 0 && errno != EEXIST) {

@@ -30,6 +30,7 @@ struct task {
 
 struct slot {
 	struct slot *next;
+	bool purging; /* ended: its keys are being deleted */
 	struct fm_evict_region r;
 };
 
@@ -115,6 +116,23 @@ static void end_task(struct evictord *d, struct task *t)
 	free(t);
 }
 
+/* It touches the region no more. */
+static void forget_region(struct evictord *d, uint64_t id)
+{
+	struct fm_ctl_region m = {.id = id};
+
+	for (struct slot **link = &d->slots, *s; (s = *link); link = &s->next)
+		if (s->r.map.hdr->id == id) {
+			*link = s->next;
+			d->nslots--;
+			fm_evict_end(&d->evictor, &s->r);
+			free(s);
+			break;
+		}
+	if (fm_ctl_send(d->fd, FM_CTL_REGION_GONE, &m, NULL, 0))
+		d->eof = true;
+}
+
 static void del_region(struct evictord *d, const struct fm_ctl_region *m)
 {
 	struct task *next;
@@ -124,16 +142,24 @@ static void del_region(struct evictord *d, const struct fm_ctl_region *m)
 		if (t->ask.id == m->id)
 			end_task(d, t);
 	}
-	for (struct slot **link = &d->slots, *s; (s = *link); link = &s->next)
-		if (s->r.map.hdr->id == m->id) {
-			*link = s->next;
-			d->nslots--;
-			fm_evict_end(&d->evictor, &s->r);
-			free(s);
-			break;
+	struct slot *s = find(d, m->id);
+
+	if (s && d->evictor.store->ops->lists_no_keys)
+		s->purging = true;
+	else
+		forget_region(d, m->id);
+}
+
+/* Delete some keys of the regions that ended. Returns whether there is more of that to do. */
+static bool do_purges(struct evictord *d)
+{
+	for (struct slot *s = d->slots; s; s = s->next)
+		if (s->purging) {
+			if (fm_evict_purge(&d->evictor, &s->r))
+				forget_region(d, s->r.map.hdr->id);
+			return true;
 		}
-	if (fm_ctl_send(d->fd, FM_CTL_REGION_GONE, m, NULL, 0))
-		d->eof = true;
+	return false;
 }
 
 static void add_task(struct evictord *d, const struct fm_ctl_evict *ask)
@@ -204,7 +230,7 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 		unsigned n = 0;
 
 		next = t->next;
-		if (s && now >= s->r.stalled_until_ns && !s->r.gone) {
+		if (s && !s->purging && now >= s->r.stalled_until_ns && !s->r.gone) {
 			if (fm_queue_count(s->r.queue) < want && t->idle)
 				fm_evict_sweep(&d->evictor, &s->r);
 			n = fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
@@ -213,7 +239,7 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 		*moved |= n > 0;
 		t->idle = n ? 0 : t->idle + 1;
 		/* A few empty rounds: pages are busy for a moment, or the store refuses; then say what was done. */
-		if (!s || s->r.gone || t->done >= t->ask.pages || t->idle > 10)
+		if (!s || s->purging || s->r.gone || t->done >= t->ask.pages || t->idle > 10)
 			end_task(d, t);
 		else
 			left = true;
@@ -230,7 +256,8 @@ static void look(struct evictord *d, uint64_t now)
 		uint64_t limit = fm_ld(&h->limit_pages), resident = fm_ld(&h->resident);
 		struct fm_marks m = fm_policy_marks(limit ? limit : FM_LIMIT_NONE);
 
-		fm_evict_drain(&d->evictor, &s->r);
+		if (!s->purging)
+			fm_evict_drain(&d->evictor, &s->r);
 		if (resident > m.high)
 			s->r.draining = true;
 		else if (resident <= m.low)
@@ -240,7 +267,7 @@ static void look(struct evictord *d, uint64_t now)
 		    .limit = limit,
 		    .queued = fm_queue_count(s->r.queue),
 		    .draining = s->r.draining,
-		    .stalled = s->r.gone || now < s->r.stalled_until_ns,
+		    .stalled = s->purging || s->r.gone || now < s->r.stalled_until_ns,
 		};
 	}
 }
@@ -258,7 +285,7 @@ static struct slot *nth(struct evictord *d, int n)
 static void sweep_some(struct evictord *d, uint64_t now)
 {
 	for (struct slot *s = d->slots; s; s = s->next)
-		if (!fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) && now > s->r.swept_ns + 50000000)
+		if (!s->purging && !fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) && now > s->r.swept_ns + 50000000)
 			fm_evict_sweep(&d->evictor, &s->r);
 }
 
@@ -267,13 +294,14 @@ static int work(struct evictord *d)
 {
 	uint64_t now = fm_now_ns(), total = fm_ld(&d->daemon->resident), limit = fm_ld(&d->daemon->limit_pages), take;
 	struct fm_marks g = fm_policy_marks(limit);
-	bool tasks, moved, over;
+	bool tasks, moved, over, purging;
 	int pick;
 
 	if (total > g.high)
 		d->draining = true;
 	else if (total <= g.low)
 		d->draining = false;
+	purging = do_purges(d);
 	look(d, now);
 	tasks = do_tasks(d, now, &moved);
 	pick = fm_policy_pick(d->views, d->nslots, total, limit, d->draining, &take);
@@ -281,6 +309,8 @@ static int work(struct evictord *d)
 		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
 		return 0;
 	}
+	if (purging)
+		return 0;
 	over = d->draining;
 	for (unsigned i = 0; i < d->nslots; i++)
 		over |= d->views[i].draining;
@@ -377,6 +407,7 @@ static void enlist(struct evictord *d, const char *run_dir, struct fm_ctl_evicto
 		fm_die(FM_EXIT_FAILED, "%s: fm-faultd answers in another language", run_dir);
 	*ok = m.ok;
 	ok->store_uri[sizeof ok->store_uri - 1] = '\0';
+	ok->key_file[sizeof ok->key_file - 1] = '\0';
 	d->daemon = map_daemon(fds[0]);
 	close(fds[0]);
 	d->wake_fd = fds[1];
@@ -389,6 +420,7 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 	struct sigaction sa = {.sa_handler = on_term};
 	struct evictord d = {0};
 	struct fm_ctl_evictor_ok ok;
+	struct fm_store_options o = {0};
 	struct fm_store *store;
 	char why[FM_STORE_WHY];
 	struct rlimit l;
@@ -402,7 +434,10 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 		setrlimit(RLIMIT_NOFILE, &l);
 	}
 	enlist(&d, run_dir, &ok);
-	if (fm_store_open(ok.store_uri, &store, why))
+	o.key_file = *ok.key_file ? ok.key_file : NULL;
+	o.replicas = ok.replicas;
+	o.no_seal = ok.no_seal;
+	if (fm_store_open(ok.store_uri, &o, &store, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	if (fm_evictor_init(&d.evictor, d.daemon, store))
 		fm_die(FM_EXIT_FAILED, "out of memory");

@@ -124,7 +124,7 @@ static bool check_store(const struct faultd *d)
 	struct fm_store *s;
 	char why[FM_STORE_WHY], text[400], a[16], b[16];
 	uint64_t used, limit;
-	int e = fm_store_open(d->store_uri, &s, why);
+	int e = fm_store_open(d->store_uri, &d->store_options, &s, why);
 
 	if (e)
 		return say(false, "store", why);

@@ -81,14 +81,17 @@ void evictor_kick(struct faultd *d)
 void evictor_add(struct faultd *d, struct region *r)
 {
 	struct fm_ctl_region m = {.id = r->map.hdr->id};
-	int fds[2 + FM_MAX_SHARDS] = {r->map.fd, r->memfd};
+	int fds[2 + FM_MAX_SHARDS] = {r->map.fd, r->ending ? d->run_fd : r->memfd};
 
-	if (!d->evictor || d->evictor->dead || r->ending)
+	if (!d->evictor || d->evictor->dead)
 		return;
+	/* One that ended is only told so that its keys are deleted: nothing will be done with these descriptors. */
 	for (unsigned i = 0; i < r->map.nshards; i++)
-		fds[2 + i] = r->uffd[i].fd;
+		fds[2 + i] = r->ending ? d->run_fd : r->uffd[i].fd;
 	r->told_evictor = true;
 	conn_reply(d->evictor, FM_CTL_REGION_ADD, &m, fds, 2 + r->map.nshards);
+	if (r->ending)
+		evictor_del(d, r);
 }
 
 void evictor_del(struct faultd *d, struct region *r)
@@ -108,6 +111,10 @@ void evictor_connected(struct faultd *d, struct conn *c)
 		return;
 	}
 	strcpy(ok.store_uri, d->store_uri);
+	ok.replicas = d->store_options.replicas;
+	ok.no_seal = d->store_options.no_seal;
+	if (d->store_options.key_file)
+		strcpy(ok.key_file, d->store_options.key_file);
 	c->evictor = true;
 	d->evictor = c;
 	d->child_came_up |= c->pid == d->evictor_child;
@@ -149,9 +156,9 @@ void evictor_lost(struct faultd *d)
 		if (!r->told_evictor)
 			continue;
 		r->told_evictor = false;
-		if (r->ending)
+		if (r->ending && !region_needs_purge(d))
 			region_free(d, r);
-		else
+		else if (!r->ending)
 			mend(d, r);
 	}
 	for (struct conn *c = d->conns; c; c = c->next)

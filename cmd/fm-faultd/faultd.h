@@ -51,12 +51,13 @@ struct region {
 	struct fm_shard *shard[FM_MAX_SHARDS]; /* NULL: not running */
 	struct fm_uffd uffd[FM_MAX_SHARDS];    /* the evictor's copies are made from these; owned by the shards */
 	uint32_t told_evictor;                 /* the evictor has it, and must say REGION_GONE before it can be freed */
-	bool ending;
+	bool ending; /* nothing is served any more; it waits for the evictor to let go of it, or to delete its keys */
 };
 
 struct faultd {
 	/* options */
 	const char *store_uri;
+	struct fm_store_options store_options;
 	const char *run_dir;
 	uint64_t local_pages;
 	unsigned shards; /* of a region, at most */
@@ -110,6 +111,8 @@ void region_stop_shards(struct region *r);
 int region_watch_client(struct faultd *d, struct region *r);
 /* The client is gone: stop serving, and free it as soon as the evictor has let go of it. */
 void region_end(struct faultd *d, struct region *r);
+/* Must an evictor delete its keys one by one before it can be freed? */
+bool region_needs_purge(const struct faultd *d);
 /* Free it now: the evictor has let go. */
 void region_free(struct faultd *d, struct region *r);
 /* Stop serving, but leave the region in the run directory for the next fm-faultd. */

@@ -86,8 +86,6 @@ static uint64_t host_pages(void)
 struct arguments {
 	int ready_fd;
 	bool check;
-	const char *key_file;
-	bool no_seal;
 };
 
 static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
@@ -124,14 +122,13 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 			d->shards = (unsigned)number("--shards", arg, 1, FM_MAX_SHARDS);
 			break;
 		case OPT_REPLICAS:
-			if (number("--replicas", arg, 1, 16) > 1)
-				fm_die(FM_EXIT_USAGE, "--replicas: %s: a dir: store has one server", arg);
+			d->store_options.replicas = (unsigned)number("--replicas", arg, 1, 16);
 			break;
 		case OPT_KEY_FILE:
-			a->key_file = arg;
+			d->store_options.key_file = arg;
 			break;
 		case OPT_NO_SEAL:
-			a->no_seal = true;
+			d->store_options.no_seal = true;
 			break;
 		case OPT_NO_EVICTOR:
 			d->spawn_evictor = false;
@@ -154,12 +151,14 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 	}
 	if (optind < argc)
 		fm_die(FM_EXIT_USAGE, "%s: unexpected argument (try --help)", argv[optind]);
-	if (a->key_file && a->no_seal)
-		fm_die(FM_EXIT_USAGE, "--key-file: %s: cannot be used with --no-seal", a->key_file);
+	if (d->store_options.key_file && d->store_options.no_seal)
+		fm_die(FM_EXIT_USAGE, "--key-file: %s: cannot be used with --no-seal", d->store_options.key_file);
+	if (d->store_options.key_file && strlen(d->store_options.key_file) > 255)
+		fm_die(FM_EXIT_USAGE, "--key-file: %.60s...: longer than 255 bytes", d->store_options.key_file);
 	if (strlen(d->store_uri) >= FM_URI_MAX)
 		fm_die(FM_EXIT_USAGE, "--store: %.60s...: longer than %d bytes", d->store_uri, FM_URI_MAX - 1);
-	if (fm_store_check(d->store_uri, store_why))
-		fm_die(FM_EXIT_USAGE, "--store: %s", store_why);
+	if (fm_store_check(d->store_uri, &d->store_options, store_why))
+		fm_die(FM_EXIT_USAGE, "%s%s", strncmp(store_why, "--", 2) == 0 ? "" : "--store: ", store_why);
 	if (strcmp(registry, "none") != 0)
 		fm_die(FM_EXIT_USAGE, "--registry: %s: unknown registry; known are none", registry);
 }
@@ -223,6 +222,31 @@ static void check_features(struct faultd *d)
 			fm_die(FM_EXIT_FAILED, "kernel: lacks UFFD_FEATURE_%s: boot Linux 5.19 or newer", fm_uffd_feature_name(bit));
 }
 
+static void open_store(struct faultd *d)
+{
+	static char key_file[256];
+	char why[FM_STORE_WHY] = "";
+	uint64_t *ids;
+	size_t regions = 0;
+	int e;
+
+	/* By default the key lies where the page states do: on tmpfs, and gone with the host's memory, as the pages are. */
+	if (!d->store_options.key_file && !d->store_options.no_seal && strncmp(d->store_uri, "dir:", 4) != 0) {
+		if (snprintf(key_file, sizeof key_file, "%s/host.key", d->run_dir) >= (int)sizeof key_file)
+			fm_die(FM_EXIT_USAGE, "--run-dir: %.60s...: too long for a key file below it: give --key-file", d->run_dir);
+		d->store_options.key_file = key_file;
+	}
+	/* A server that is away is an error to a new daemon, but must not keep one from taking its regions over. */
+	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
+		free(ids);
+	d->store_options.must_answer = regions == 0;
+	e = fm_store_open(d->store_uri, &d->store_options, &d->store, why);
+	if (e)
+		fm_die(e == -EINVAL ? FM_EXIT_USAGE : strncmp(d->store_uri, "dir:", 4) == 0 ? FM_EXIT_FAILED : FM_EXIT_PEER,
+		       "--store: %s", why);
+	d->store_options.must_answer = false;
+}
+
 static void make_room_for_descriptors(void)
 {
 	struct rlimit l;
@@ -265,9 +289,7 @@ int main(int argc, char **argv)
 	make_room_for_descriptors();
 	check_features(&d);
 	lock_run_dir(&d);
-	e = fm_store_open(d.store_uri, &d.store, why);
-	if (e)
-		fm_die(FM_EXIT_FAILED, "--store: %s", why);
+	open_store(&d);
 	open_daemon_state(&d);
 	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	d.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

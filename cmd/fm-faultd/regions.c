@@ -75,7 +75,7 @@ int region_start_shards(struct faultd *d, struct region *r, char *why)
 		    .news_eventfd = d->news_fd,
 		    .hold = &d->hold,
 		};
-		int e = fm_store_open(d->store_uri, &o.store, why);
+		int e = fm_store_open(d->store_uri, &d->store_options, &o.store, why);
 
 		if (e == 0) {
 			e = fm_shard_start(&o, &r->shard[i]);
@@ -120,10 +120,18 @@ static void close_region(struct faultd *d, struct region *r)
 			*link = r->next;
 			break;
 		}
-	close(r->pidfd);
-	close(r->memfd);
+	if (r->pidfd >= 0)
+		close(r->pidfd);
+	if (r->memfd >= 0)
+		close(r->memfd);
 	fm_shmfile_region_unmap(&r->map);
 	free(r);
+}
+
+bool region_needs_purge(const struct faultd *d)
+{
+	/* Without an evictor of ours the keys stay in the store until it is restarted. */
+	return d->store->ops->lists_no_keys && (d->evictor || d->spawn_evictor);
 }
 
 void region_end(struct faultd *d, struct region *r)
@@ -134,8 +142,12 @@ void region_end(struct faultd *d, struct region *r)
 	atomic_fetch_or(&r->map.hdr->flags, FM_REGION_GONE);
 	epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, r->pidfd, NULL);
 	region_stop_shards(r);
+	/* Its memory is gone now. An evictor in the middle of a batch may still count down: region_free() makes up for that. */
+	atomic_fetch_sub(&d->daemon->resident, atomic_exchange(&r->map.hdr->resident, 0));
 	if (r->told_evictor && d->evictor)
 		evictor_del(d, r); /* region_free() when it answers, or is lost */
+	else if (region_needs_purge(d))
+		return; /* the next evictor is told */
 	else
 		region_free(d, r);
 }

@@ -78,15 +78,23 @@ static int fetch_region(struct region *r)
 	return 0;
 }
 
-static void drop_fetched(struct region *r)
+static void drop_descriptors(struct region *r)
 {
-	for (unsigned i = 0; i < FM_MAX_SHARDS; i++)
+	for (unsigned i = 0; i < FM_MAX_SHARDS; i++) {
 		if (r->uffd[i].fd >= 0)
 			close(r->uffd[i].fd);
+		r->uffd[i].fd = -1;
+	}
 	if (r->memfd >= 0)
 		close(r->memfd);
 	if (r->pidfd >= 0)
 		close(r->pidfd);
+	r->memfd = r->pidfd = -1;
+}
+
+static void drop_fetched(struct region *r)
+{
+	drop_descriptors(r);
 	fm_shmfile_region_unmap(&r->map);
 	free(r);
 }
@@ -111,9 +119,13 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 	e = fetch_region(r);
 	if (e == -ESRCH) {
 		fm_info("region %016llx: its client is gone", (unsigned long long)id);
-		fm_store_region_end(d->store, id);
-		region_unlink_state(d, r);
-		drop_fetched(r);
+		atomic_store(&r->map.hdr->resident, 0);
+		drop_descriptors(r);
+		r->ending = true;
+		r->next = d->regions;
+		d->regions = r;
+		if (!region_needs_purge(d))
+			region_free(d, r);
 		return 0;
 	}
 	if (e) {

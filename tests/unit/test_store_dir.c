@@ -94,27 +94,27 @@ static void test_uris(void)
 	struct fm_store *s = NULL;
 	char path[128], long_uri[600];
 
-	is_u64(fm_store_check("dir:/var/lib/fm", why), 0, "a good URI");
-	is_u64(fm_store_check("dir:relative", why), -EINVAL, "a relative directory");
+	is_u64(fm_store_check("dir:/var/lib/fm", NULL, why), 0, "a good URI");
+	is_u64(fm_store_check("dir:relative", NULL, why), -EINVAL, "a relative directory");
 	ok(strstr(why, "dir:relative") && strchr(why, '\n') == NULL, "... is named in one line");
-	is_u64(fm_store_check("dir:", why), -EINVAL, "no directory");
-	is_u64(fm_store_check("", why), -EINVAL, "nothing");
-	is_u64(fm_store_check("nosuch:/x", why), -EINVAL, "an unknown scheme");
+	is_u64(fm_store_check("dir:", NULL, why), -EINVAL, "no directory");
+	is_u64(fm_store_check("", NULL, why), -EINVAL, "nothing");
+	is_u64(fm_store_check("nosuch:/x", NULL, why), -EINVAL, "an unknown scheme");
 	ok(strstr(why, "nosuch:/x") && strstr(why, "dir:"), "... is named, and what is known");
 	memset(long_uri, 'x', sizeof long_uri - 1);
 	long_uri[sizeof long_uri - 1] = '\0';
-	is_u64(fm_store_check(long_uri, why), -EINVAL, "a long one does not run over");
+	is_u64(fm_store_check(long_uri, NULL, why), -EINVAL, "a long one does not run over");
 	memcpy(long_uri, "dir:y", 5);
-	is_u64(fm_store_check(long_uri, why), -EINVAL, "a long relative one");
+	is_u64(fm_store_check(long_uri, NULL, why), -EINVAL, "a long relative one");
 
-	is_u64(fm_store_open("dir:/nonexistent/a/b", &s, why), -ENOENT, "a directory whose parent is missing");
+	is_u64(fm_store_open("dir:/nonexistent/a/b", NULL, &s, why), -ENOENT, "a directory whose parent is missing");
 	ok(strstr(why, "/nonexistent/a/b") != NULL, "... is named");
 	snprintf(path, sizeof path, "dir:%s/file", dir);
 	close(open(path + 4, O_CREAT | O_WRONLY, 0600));
-	is_u64(fm_store_open(path, &s, why), -ENOTDIR, "a file in its place");
+	is_u64(fm_store_open(path, NULL, &s, why), -ENOTDIR, "a file in its place");
 	unlink(path + 4);
 	snprintf(path, sizeof path, "dir:%s/new", dir);
-	is_u64(fm_store_open(path, &s, why), 0, "a missing directory is made");
+	is_u64(fm_store_open(path, NULL, &s, why), 0, "a missing directory is made");
 	fm_store_close(s);
 	ok(rmdir(path + 4) == 0, "... and left empty");
 	fm_store_close(NULL);
@@ -126,8 +126,8 @@ static void test_pages(void)
 	struct fm_store_req *r;
 	uint64_t used = 1, used2, limit;
 
-	is_u64(fm_store_open(uri, &s, why), 0, "open");
-	is_u64(fm_store_open(uri, &t, why), 0, "open a second handle");
+	is_u64(fm_store_open(uri, NULL, &s, why), 0, "open");
+	is_u64(fm_store_open(uri, NULL, &t, why), 0, "open a second handle");
 	ok(fm_store_usage(s, &used, &limit) == 0 && used == 0 && limit > 0, "an empty store uses nothing");
 	ok(put_pages(s, ID, 7, 1, 1, 100) && get_pages(t, ID, 7, 1, 1, 100), "one page, put by one, got by the other");
 	ok(put_pages(s, ID, 1000, 1, 128, 200) && get_pages(t, ID, 1000, 1, 128, 200), "a run of 128");
@@ -186,7 +186,7 @@ static void test_damage(void)
 	struct fm_store_req *r;
 	char path[128];
 
-	fm_store_open(uri, &s, why);
+	fm_store_open(uri, NULL, &s, why);
 	put_pages(s, ID, 0, 1, 64, 700);
 	snprintf(path, sizeof path, "%s/%016llx.pages", dir, (unsigned long long)ID);
 	ok(truncate(path, 10 * PAGE) == 0, "a file cut short");
@@ -225,7 +225,7 @@ static void test_full(void)
 		tap_skip("a full store", "cannot mount a tmpfs here (needs root)");
 		return;
 	}
-	is_u64(fm_store_open(uri, &s, why), 0, "a store on a tmpfs of 64 pages");
+	is_u64(fm_store_open(uri, NULL, &s, why), 0, "a store on a tmpfs of 64 pages");
 	for (unsigned i = 0; i < 128; i++)
 		fill(i, 40 + i);
 	r = requests(100, 1, 128, false);
@@ -250,7 +250,7 @@ static void test_full(void)
 	fm_store_close(s);
 
 	ok(mount(NULL, dir, NULL, MS_REMOUNT | MS_RDONLY, "size=256k") == 0, "the same, read-only");
-	is_u64(fm_store_open(uri, &s, why), -EROFS, "is refused");
+	is_u64(fm_store_open(uri, NULL, &s, why), -EROFS, "is refused");
 	ok(strstr(why, dir) && strstr(why, "not writable"), "... with its name and the reason");
 	umount(dir);
 }

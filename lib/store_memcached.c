@@ -1,0 +1,664 @@
+/*
+ * `memcached:`: pages in a cluster of stock memcached servers, each page on R of them.
+ *
+ * Theory of operation. A value is immutable: its key holds region, page and the whole generation, so a put or a delete that
+ * arrives late (a killed evictor's socket buffer, a stalled server) can only touch a value that no word names any more. Which
+ * servers hold a page follows from rendezvous hashing. A put is done when every live one of its servers has acknowledged this very
+ * page; a get asks them in order of preference and takes the first value that proves to be exactly this page of this generation
+ * (value.h). Only when every one of them has answered "not here" or something wrong, or is known to be dead (its address
+ * refuses connections for a while: what was in its memory is gone), is the page LOST; a server that does not answer keeps the page waiting.
+ */
+#include "store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "mcconn.h"
+#include "mcuri.h"
+#include "page.h"
+#include "place.h"
+#include "shm.h"
+#include "value.h"
+
+#define BATCH     FM_EVICT_BATCH
+#define KEY_BYTES 40
+#define OLDEST    10404 /* 1.4.4 knows everything used here */
+
+struct server {
+	struct fm_mc_address address;
+	struct fm_mc_conn conn;
+	uint64_t refused_ns;  /* connections were refused from then on; 0: not */
+	uint8_t sent[BATCH];  /* requests of this batch, in the order of their replies */
+	unsigned nsent, next; /* ... how many, and the first whose reply is to come */
+};
+
+/* What came of one request on one of its servers. */
+enum outcome { UNTRIED = 0, ASKED, GOOD, MISSING, GONE, FULL, UNKNOWN };
+
+/* The seal of a region, made when the region is first met. */
+struct sealed_region {
+	struct sealed_region *next;
+	uint64_t region;
+	struct fm_seal *seal;
+};
+
+struct mc_store {
+	struct fm_store store;
+	struct fm_mc_uri uri;
+	unsigned replicas;
+	struct fm_key *key; /* NULL: checksums only */
+	struct sealed_region *seals;
+	char refusal[FM_STORE_WHY]; /* why a server was refused last */
+	struct fm_epoch epoch;
+	uint64_t hash[FM_PLACE_SERVERS];
+	void (*idle)(void *);
+	void *idle_arg;
+	/* of the batch that runs */
+	struct fm_seal *seal;
+	struct fm_store_req *req;
+	unsigned n, copies;
+	uint8_t place[BATCH][FM_PLACE_REPLICAS];
+	uint8_t outcome[BATCH][FM_PLACE_REPLICAS];
+	char key_text[BATCH][KEY_BYTES];
+	unsigned char value[FM_VALUE_MAX + 2];
+	struct fm_value_scratch scratch;
+	struct server server[FM_MC_SERVERS];
+};
+
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static struct server *server_of(struct fm_mc_conn *c)
+{
+	return (struct server *)((char *)c - offsetof(struct server, conn));
+}
+
+/* --- open and close */
+
+static int mc_check(const char *uri, const struct fm_store_options *o, char *why)
+{
+	struct fm_mc_uri *u = malloc(sizeof *u);
+	int r;
+
+	if (!u)
+		return -ENOMEM;
+	r = fm_mc_uri_parse(uri, u, why);
+	if (r == 0 && o->replicas > u->nservers) {
+		snprintf(why, FM_STORE_WHY, "--replicas: %u: more than the %u server%s of the store", o->replicas, u->nservers,
+			 u->nservers == 1 ? "" : "s");
+		r = -EINVAL;
+	}
+	if (r == 0 && o->replicas > FM_PLACE_REPLICAS) {
+		snprintf(why, FM_STORE_WHY, "--replicas: %u: at most %u", o->replicas, FM_PLACE_REPLICAS);
+		r = -EINVAL;
+	}
+	free(u);
+	return r;
+}
+
+/* A new connection has told who it is: will it do? */
+static int greet(void *arg, struct fm_mc_conn *c)
+{
+	struct mc_store *s = arg;
+	const struct fm_mc_hello *h = &c->hello;
+
+	*s->refusal = '\0';
+	if (h->version < OLDEST)
+		snprintf(s->refusal, sizeof s->refusal, "%.100s: not a memcached of 1.4.4 or newer", c->address->text);
+	else if (h->evicts && !s->uri.lossy)
+		snprintf(s->refusal, sizeof s->refusal,
+			 "%.100s: throws pages away when it is full: start it with -M, or accept that by ?lossy=1", c->address->text);
+	else if (h->item_max_bytes && h->item_max_bytes < 8192)
+		snprintf(s->refusal, sizeof s->refusal, "%.100s: item size limit %llu is too small: start it with -I 1m",
+			 c->address->text, (unsigned long long)h->item_max_bytes);
+	return *s->refusal ? -EPROTO : 0;
+}
+
+static void ignore(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
+{
+	(void)arg;
+	(void)c;
+	(void)reply;
+	(void)item;
+}
+
+/* Connect to all servers at once; those that are up must be fit, and one at least must be up. */
+static int first_contact(struct mc_store *s, bool must_answer, char *why)
+{
+	struct fm_mc_conn *conns[FM_MC_SERVERS];
+	struct fm_mc_run run = {
+	    .conns = conns, .n = s->uri.nservers, .timeout_ns = 3000000000u, .handler = ignore, .greeter = greet, .arg = s};
+	unsigned up = 0;
+	int e = 0;
+
+	for (unsigned i = 0; i < s->uri.nservers; i++) {
+		conns[i] = &s->server[i].conn;
+		fm_mc_begin(conns[i]);
+	}
+	fm_mc_run(&run);
+	for (unsigned i = 0; i < s->uri.nservers; i++) {
+		struct fm_mc_conn *c = conns[i];
+
+		if (!c->error) {
+			up++;
+		} else if (c->error == -EPROTO) {
+			/* Ask it alone again for the reason: it may have been another server's that was kept. */
+			struct fm_mc_run one = run;
+
+			*s->refusal = '\0';
+			c->retry_ns = 0;
+			fm_mc_begin(c);
+			one.conns = &conns[i];
+			one.n = 1;
+			fm_mc_run(&one);
+			if (*s->refusal)
+				snprintf(why, FM_STORE_WHY, "%s", s->refusal);
+			else
+				snprintf(why, FM_STORE_WHY, "%.100s: does not speak memcached's protocol", c->address->text);
+			return -EPROTO;
+		} else if (!e) {
+			e = c->error;
+			snprintf(why, FM_STORE_WHY, "%.100s: cannot be reached: %s", c->address->text, strerror(-e));
+		}
+	}
+	return up == s->uri.nservers || !must_answer ? 0 : e;
+}
+
+static void mc_close(struct fm_store *store)
+{
+	struct mc_store *s = (struct mc_store *)store;
+
+	for (unsigned i = 0; i < s->uri.nservers; i++)
+		fm_mc_fini(&s->server[i].conn);
+	while (s->seals) {
+		struct sealed_region *r = s->seals;
+
+		s->seals = r->next;
+		fm_seal_free(r->seal);
+		free(r);
+	}
+	fm_key_close(s->key);
+	free(s);
+}
+
+static int mc_open(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why)
+{
+	struct mc_store *s = calloc(1, sizeof *s);
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->store.ops = &fm_store_memcached;
+	r = fm_mc_uri_parse(uri, &s->uri, why);
+	for (unsigned i = 0; r == 0 && i < s->uri.nservers; i++) {
+		const char *text = s->uri.server[i];
+
+		r = fm_mc_address(text, strlen(text), &s->server[i].address, why);
+		fm_mc_init(&s->server[i].conn, &s->server[i].address);
+		s->hash[i] = fm_place_server(text);
+		s->epoch.servers |= 1ull << i;
+	}
+	s->epoch.hash = s->hash;
+	s->replicas = o->replicas ? o->replicas : 1;
+	if (r == 0 && !o->no_seal) {
+		if (!o->key_file) {
+			snprintf(why, FM_STORE_WHY, "a network store needs --key-file (made when missing) or --no-seal");
+			r = -EINVAL;
+		} else {
+			r = fm_key_open(o->key_file, &s->key, why);
+		}
+	}
+	if (r == 0)
+		r = first_contact(s, o->must_answer, why);
+	if (r) {
+		mc_close(&s->store);
+		return r;
+	}
+	*out = &s->store;
+	return 0;
+}
+
+static void mc_set_idle(struct fm_store *store, void (*idle)(void *), void *arg)
+{
+	struct mc_store *s = (struct mc_store *)store;
+
+	s->idle = idle;
+	s->idle_arg = arg;
+}
+
+/* --- batches */
+
+static struct fm_seal *seal_of(struct mc_store *s, uint64_t region)
+{
+	struct sealed_region *r;
+
+	for (r = s->seals; r; r = r->next)
+		if (r->region == region)
+			return r->seal;
+	r = calloc(1, sizeof *r);
+	if (!r)
+		return NULL;
+	r->region = region;
+	if (fm_seal_new(s->key, region, s->key ? fm_seal_best() : FM_SEAL_CHECKSUM, &r->seal)) {
+		free(r);
+		return NULL;
+	}
+	r->next = s->seals;
+	s->seals = r;
+	return r->seal;
+}
+
+static size_t key_of(char key[KEY_BYTES], uint64_t region, uint64_t page, uint64_t gen)
+{
+	return (size_t)snprintf(key, KEY_BYTES, "fm%016llx%08llx%011llx", (unsigned long long)region, (unsigned long long)page,
+				(unsigned long long)gen);
+}
+
+static void begin(struct mc_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	s->seal = seal_of(s, region);
+	s->req = r;
+	s->n = n;
+	memset(s->outcome, UNTRIED, sizeof s->outcome);
+	for (unsigned i = 0; i < n; i++) {
+		s->copies = fm_place(&s->epoch, region, r[i].page, s->replicas, s->place[i]);
+		key_of(s->key_text[i], region, r[i].page, r[i].gen);
+	}
+	for (unsigned k = 0; k < s->uri.nservers; k++) {
+		s->server[k].nsent = s->server[k].next = 0;
+		fm_mc_begin(&s->server[k].conn);
+	}
+}
+
+static void set_outcome(struct mc_store *s, unsigned i, const struct server *v, enum outcome o)
+{
+	unsigned k = (unsigned)(v - s->server);
+
+	for (unsigned c = 0; c < s->copies; c++)
+		if (s->place[i][c] == k)
+			s->outcome[i][c] = (uint8_t)o;
+}
+
+/* Why a server did not answer: is it dead, and its memory with it? */
+static enum outcome silence(struct mc_store *s, struct server *v)
+{
+	int e = v->conn.error;
+
+	if (e == -ECONNREFUSED || e == -ENOENT) {
+		if (!v->refused_ns)
+			v->refused_ns = now_ns();
+		else if (now_ns() - v->refused_ns > s->uri.gone_s * 1000000000ull)
+			return GONE;
+	} else {
+		v->refused_ns = 0;
+	}
+	return UNKNOWN;
+}
+
+/* Run what was sent; then every request without a reply has an outcome too. */
+static void run(struct mc_store *s, fm_mc_handler *handler)
+{
+	struct fm_mc_conn *conns[FM_MC_SERVERS];
+	struct fm_mc_run r = {
+	    .conns = conns,
+	    .timeout_ns = s->uri.timeout_ms * 1000000ull,
+	    .handler = handler,
+	    .greeter = greet,
+	    .idle = s->idle,
+	    .arg = s,
+	    .idle_arg = s->idle_arg,
+	};
+
+	for (unsigned k = 0; k < s->uri.nservers; k++)
+		if (s->server[k].nsent)
+			conns[r.n++] = &s->server[k].conn;
+	fm_mc_run(&r);
+	for (unsigned k = 0; k < s->uri.nservers; k++) {
+		struct server *v = &s->server[k];
+		enum outcome o = UNKNOWN;
+
+		if (!v->nsent)
+			continue;
+		if (v->conn.error)
+			o = silence(s, v);
+		else
+			v->refused_ns = 0;
+		for (; v->next < v->nsent; v->next++)
+			set_outcome(s, v->sent[v->next], v, o);
+		v->nsent = v->next = 0;
+		if (!v->conn.error)
+			fm_mc_begin(&v->conn);
+	}
+}
+
+/* Can the server be asked now? If not, what does that say of the request? */
+static bool can_ask(struct mc_store *s, unsigned i, struct server *v)
+{
+	if (!v->conn.error && fm_mc_usable(&v->conn))
+		return true;
+	set_outcome(s, i, v,
+		    v->refused_ns && now_ns() - v->refused_ns > s->uri.gone_s * 1000000000ull ? GONE : UNKNOWN);
+	return false;
+}
+
+/* --- get */
+
+/* Values come in the order of their keys; the keys left out are not there. */
+static void on_get(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
+{
+	struct mc_store *s = arg;
+	struct server *v = server_of(c);
+
+	if (reply == FM_MC_END) {
+		for (; v->next < v->nsent; v->next++)
+			set_outcome(s, v->sent[v->next], v, MISSING);
+		return;
+	}
+	if (reply != FM_MC_VALUE)
+		return; /* an error: what is open becomes UNKNOWN */
+	while (v->next < v->nsent) {
+		unsigned i = v->sent[v->next++];
+		struct fm_store_req *r = &s->req[i];
+
+		if (item->key_len != strlen(s->key_text[i]) || memcmp(item->key, s->key_text[i], item->key_len) != 0) {
+			set_outcome(s, i, v, MISSING);
+			continue;
+		}
+		if (fm_value_decode(s->seal, r->page, r->gen, item->data, item->data_len, r->buf, &s->scratch) == 0) {
+			r->result = FM_STORE_OK;
+			set_outcome(s, i, v, GOOD);
+		} else {
+			set_outcome(s, i, v, MISSING); /* wrong, stale, moved or torn: as good as none */
+		}
+		return;
+	}
+}
+
+/* Ask the next server of each page that has no answer yet. Returns whether anything was sent. */
+static bool ask_next(struct mc_store *s)
+{
+	bool any = false;
+
+	for (unsigned i = 0; i < s->n; i++) {
+		if (s->req[i].result == FM_STORE_OK)
+			continue;
+		for (unsigned c = 0; c < s->copies; c++) {
+			struct server *v = &s->server[s->place[i][c]];
+
+			if (s->outcome[i][c] != UNTRIED || !can_ask(s, i, v))
+				continue;
+			if (fm_mc_add(&v->conn, v->nsent ? " " : "get ", v->nsent ? 1 : 4, 0) ||
+			    fm_mc_add(&v->conn, s->key_text[i], strlen(s->key_text[i]), 0))
+				break;
+			s->outcome[i][c] = ASKED;
+			v->sent[v->nsent++] = (uint8_t)i;
+			any = true;
+			break;
+		}
+	}
+	for (unsigned k = 0; k < s->uri.nservers; k++)
+		if (s->server[k].nsent)
+			fm_mc_add(&s->server[k].conn, "\r\n", 2, 1);
+	return any;
+}
+
+static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	struct mc_store *s = (struct mc_store *)store;
+
+	for (unsigned at = 0; at < n; at += BATCH) {
+		unsigned k = n - at < BATCH ? n - at : BATCH;
+
+		begin(s, region, r + at, k);
+		for (unsigned i = 0; i < k; i++)
+			r[at + i].result = FM_STORE_DOWN;
+		if (!s->seal)
+			continue;
+		while (ask_next(s))
+			run(s, on_get);
+		for (unsigned i = 0; i < k; i++) {
+			bool lost = r[at + i].result != FM_STORE_OK;
+
+			for (unsigned c = 0; lost && c < s->copies; c++)
+				lost = s->outcome[i][c] == MISSING || s->outcome[i][c] == GONE;
+			if (lost)
+				r[at + i].result = FM_STORE_LOST;
+		}
+	}
+}
+
+/* --- put */
+
+static void on_put(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
+{
+	struct mc_store *s = arg;
+	struct server *v = server_of(c);
+
+	(void)item;
+	if (v->next == v->nsent)
+		return;
+	set_outcome(s, v->sent[v->next++], v,
+		    reply == FM_MC_STORED				 ? GOOD
+		    : reply == FM_MC_FULL || reply == FM_MC_TOO_LARGE ? FULL
+								 : UNKNOWN);
+}
+
+static int send_put(struct mc_store *s, unsigned i)
+{
+	const struct fm_store_req *r = &s->req[i];
+	char line[FM_MC_KEY_MAX + 64];
+	int len = fm_value_encode(s->seal, r->page, r->gen, r->buf, s->value, &s->scratch);
+	size_t n;
+
+	if (len < 0)
+		return len;
+	/* Sealed once: every replica gets the same bytes. */
+	memcpy(s->value + len, "\r\n", 2);
+	n = fm_mc_set(line, sizeof line, s->key_text[i], (size_t)len);
+	for (unsigned c = 0; c < s->copies; c++) {
+		struct server *v = &s->server[s->place[i][c]];
+
+		if (!can_ask(s, i, v))
+			continue;
+		if (fm_mc_add(&v->conn, line, n, 0) || fm_mc_add(&v->conn, s->value, (size_t)len + 2, 1))
+			return -ENOMEM;
+		s->outcome[i][c] = ASKED;
+		v->sent[v->nsent++] = (uint8_t)i;
+	}
+	return 0;
+}
+
+static void on_delete(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
+{
+	struct mc_store *s = arg;
+	struct server *v = server_of(c);
+
+	(void)item;
+	if (v->next < v->nsent)
+		set_outcome(s, v->sent[v->next++], v, reply == FM_MC_DELETED || reply == FM_MC_NOT_FOUND ? GOOD : UNKNOWN);
+}
+
+/* Delete copies of request i with that generation from its servers. The reply counts in run() like any other. */
+static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_t gen)
+{
+	char key[KEY_BYTES], line[FM_MC_KEY_MAX + 64];
+	size_t n;
+
+	key_of(key, region, s->req[i].page, gen);
+	n = fm_mc_delete(line, sizeof line, key);
+	for (unsigned c = 0; c < s->copies; c++) {
+		struct server *v = &s->server[s->place[i][c]];
+
+		if (!can_ask(s, i, v) || fm_mc_add(&v->conn, line, n, 1))
+			continue;
+		s->outcome[i][c] = ASKED;
+		v->sent[v->nsent++] = (uint8_t)i;
+	}
+}
+
+/* A put is done when every live server of the page has it, and there is one. */
+static enum fm_store_result put_result(const struct mc_store *s, unsigned i)
+{
+	unsigned good = 0, full = 0;
+
+	for (unsigned c = 0; c < s->copies; c++) {
+		good += s->outcome[i][c] == GOOD;
+		full += s->outcome[i][c] == FULL;
+	}
+	return full ? FM_STORE_FULL : good ? FM_STORE_OK : FM_STORE_DOWN;
+}
+
+static void mc_put(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	struct mc_store *s = (struct mc_store *)store;
+
+	for (unsigned at = 0; at < n; at += BATCH) {
+		unsigned k = n - at < BATCH ? n - at : BATCH;
+		bool clean = false;
+
+		begin(s, region, r + at, k);
+		for (unsigned i = 0; i < k && s->seal; i++)
+			if (send_put(s, i))
+				s->outcome[i][0] = UNKNOWN;
+		run(s, on_put);
+		for (unsigned i = 0; i < k; i++)
+			r[at + i].result = put_result(s, i);
+		/* Copies that no word will name: the one before, once this one is acknowledged; or this one, when it failed. */
+		for (unsigned i = 0; i < k; i++) {
+			uint64_t gen = r[at + i].result == FM_STORE_OK ? r[at + i].old_gen : r[at + i].gen;
+
+			if (gen) {
+				send_delete(s, region, i, gen);
+				clean = true;
+			}
+		}
+		if (clean)
+			run(s, on_delete);
+	}
+}
+
+static void mc_del(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	struct mc_store *s = (struct mc_store *)store;
+
+	for (unsigned at = 0; at < n; at += BATCH) {
+		unsigned k = n - at < BATCH ? n - at : BATCH;
+
+		begin(s, region, r + at, k);
+		for (unsigned i = 0; i < k; i++)
+			send_delete(s, region, i, r[at + i].gen);
+		run(s, on_delete);
+		for (unsigned i = 0; i < k; i++) {
+			bool good = true;
+
+			for (unsigned c = 0; c < s->copies; c++)
+				good &= s->outcome[i][c] == GOOD || s->outcome[i][c] == GONE;
+			r[at + i].result = good ? FM_STORE_OK : FM_STORE_DOWN;
+		}
+	}
+}
+
+/* --- the rest */
+
+static void mc_forget(struct fm_store *store, uint64_t region)
+{
+	struct mc_store *s = (struct mc_store *)store;
+
+	for (struct sealed_region **link = &s->seals, *r; (r = *link); link = &r->next)
+		if (r->region == region) {
+			*link = r->next;
+			fm_seal_free(r->seal);
+			free(r);
+			return;
+		}
+}
+
+static int mc_region_end(struct fm_store *store, uint64_t region)
+{
+	mc_forget(store, region);
+	return 0; /* its keys were deleted one by one: the store cannot list them */
+}
+
+struct usage {
+	uint64_t used, limit;
+	bool settings;
+};
+
+static void on_stats(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *i)
+{
+	struct fm_mc_hello *h = &c->hello;
+	char text[24];
+
+	(void)arg;
+	if (reply != FM_MC_STAT)
+		return;
+	snprintf(text, sizeof text, "%.*s", i->data_len > 20 ? 20 : (int)i->data_len, i->data);
+	if (i->key_len == 5 && memcmp(i->key, "bytes", 5) == 0)
+		h->used_bytes = strtoull(text, NULL, 10);
+	else if (i->key_len == 14 && memcmp(i->key, "limit_maxbytes", 14) == 0)
+		h->limit_bytes = strtoull(text, NULL, 10);
+	else if (i->key_len == 10 && memcmp(i->key, "curr_items", 10) == 0)
+		h->items = strtoull(text, NULL, 10);
+}
+
+static int mc_usage(struct fm_store *store, uint64_t *used, uint64_t *limit)
+{
+	struct mc_store *s = (struct mc_store *)store;
+	unsigned up = 0;
+
+	*used = *limit = 0;
+	for (unsigned k = 0; k < s->uri.nservers; k++) {
+		struct server *v = &s->server[k];
+
+		v->nsent = v->next = 0;
+		fm_mc_begin(&v->conn);
+		if (!fm_mc_usable(&v->conn))
+			continue;
+		fm_mc_add(&v->conn, "stats\r\n", 7, 1);
+		v->nsent = 1;
+	}
+	{
+		struct fm_mc_conn *conns[FM_MC_SERVERS];
+		struct fm_mc_run r = {
+		    .conns = conns, .timeout_ns = 300000000, .handler = on_stats, .greeter = greet, .arg = s};
+
+		for (unsigned k = 0; k < s->uri.nservers; k++)
+			if (s->server[k].nsent)
+				conns[r.n++] = &s->server[k].conn;
+		fm_mc_run(&r);
+	}
+	for (unsigned k = 0; k < s->uri.nservers; k++) {
+		struct server *v = &s->server[k];
+
+		if (v->nsent && !v->conn.error) {
+			up++;
+			*used += v->conn.hello.used_bytes;
+			*limit += v->conn.hello.limit_bytes;
+		}
+		v->nsent = 0;
+	}
+	return up == s->uri.nservers ? 0 : -EHOSTDOWN;
+}
+
+const struct fm_store_ops fm_store_memcached = {
+    .scheme = "memcached:",
+    .check = mc_check,
+    .open = mc_open,
+    .close = mc_close,
+    .set_idle = mc_set_idle,
+    .get = mc_get,
+    .put = mc_put,
+    .del = mc_del,
+    .forget = mc_forget,
+    .region_end = mc_region_end,
+    .usage = mc_usage,
+    .lists_no_keys = true,
+};
