@@ -23,6 +23,7 @@ struct victim {
 	bool ours;        /* still owned */
 	bool was_clean;
 	bool zero;
+	bool acknowledged; /* the store has the new copy, and has deleted the old one */
 };
 
 struct batch {
@@ -328,12 +329,12 @@ static void read_pages(struct fm_evictor *e, struct fm_evict_region *r, struct b
 }
 
 /* WRITEBACK -> DROPPING, unless a write took the page back. */
-static void stored(struct fm_evict_region *r, struct victim *v)
+static void stored(struct fm_evict_region *r, struct victim *v, bool by_gen)
 {
 	uint64_t nw = fm_word_to(v->w, FM_DROPPING, 0, v->zero ? FM_F_ZERO : 0);
 
-	/* Nothing was sent for a zero page: it must not cost a delete. */
-	if (v->zero && !v->had_stored)
+	/* Nothing was sent for a zero page: it must not cost a delete. (by_gen: drop_stale() deletes what there was.) */
+	if (v->zero && (!v->had_stored || by_gen))
 		nw &= ~FM_F_STORED;
 	if (fm_page_cas(&r->map.words[v->page], v->w, nw)) {
 		v->w = nw;
@@ -355,25 +356,34 @@ static void store_flag(struct fm_evict_region *r, uint64_t set, uint64_t clear)
 }
 
 /*
- * Put, but taken back by a write before it counted: no word will ever name that copy. A store that lists its keys frees it with
- * the region; another would keep it for good.
+ * The word's generation has moved on, and the copies that no word names any more must go: the old one of a page that is zero now,
+ * or was taken back by a write before its new one was acknowledged; and the new one of a page taken back after that. A store
+ * that lists its keys frees them with the region; another would keep them for good.
  */
-static void drop_cancelled(struct fm_evictor *e, struct fm_evict_region *r, const struct batch *b, struct fm_store_req *req,
-			   const unsigned *who, unsigned n)
+static void drop_stale(struct fm_evictor *e, struct fm_evict_region *r, const struct batch *b)
 {
-	unsigned k = 0;
+	struct fm_store_req req[FM_EVICT_BATCH];
+	unsigned n = 0;
 
-	for (unsigned i = 0; i < n; i++)
-		if (req[i].result == FM_STORE_OK && !b->v[who[i]].ours)
-			req[k++] = req[i];
-	if (k)
-		fm_store_delete(e->store, r->map.hdr->id, req, k);
+	for (unsigned i = 0; i < b->n; i++) {
+		const struct victim *v = &b->v[i];
+
+		if (v->was_clean)
+			continue;
+		if (v->acknowledged && !v->ours)
+			req[n++] = (struct fm_store_req){.page = v->page, .gen = fm_word_gen(v->w)};
+		else if (!v->acknowledged && v->old_gen)
+			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen};
+	}
+	if (n)
+		fm_store_delete(e->store, r->map.hdr->id, req, n);
 }
 
 static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
 {
 	struct fm_store_req req[FM_EVICT_BATCH];
 	unsigned who[FM_EVICT_BATCH], n = 0, put = 0;
+	bool by_gen = e->store->ops->lists_no_keys;
 	uint64_t bad = 0;
 
 	for (unsigned i = 0; i < b->n; i++) {
@@ -382,7 +392,7 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		if (!v->ours || v->was_clean)
 			continue;
 		if (v->zero) {
-			stored(r, v);
+			stored(r, v, by_gen);
 			continue;
 		}
 		who[n] = i;
@@ -393,13 +403,13 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		    .buf = e->buf + (size_t)i * FM_PAGE_SIZE,
 		};
 	}
-	if (!n)
-		return;
-	fm_store_put(e->store, r->map.hdr->id, req, n);
+	if (n)
+		fm_store_put(e->store, r->map.hdr->id, req, n);
 	for (unsigned i = 0; i < n; i++) {
 		if (req[i].result == FM_STORE_OK) {
 			put++;
-			stored(r, &b->v[who[i]]);
+			b->v[who[i]].acknowledged = true;
+			stored(r, &b->v[who[i]], by_gen);
 			continue;
 		}
 		bad |= req[i].result == FM_STORE_FULL ? FM_REGION_STORE_FULL : FM_REGION_STORE_DOWN;
@@ -407,9 +417,10 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		give_back(r, b, &b->v[who[i]]);
 	}
 	fm_bump(&r->map.hdr->evict.store_puts, put);
-	if (e->store->ops->lists_no_keys)
-		drop_cancelled(e, r, b, req, who, n);
-	store_flag(r, bad, bad ? 0 : FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN);
+	if (by_gen)
+		drop_stale(e, r, b);
+	if (n)
+		store_flag(r, bad, bad ? 0 : FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN);
 }
 
 static void punch(struct fm_evict_region *r, struct batch *b)
