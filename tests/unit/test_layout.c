@@ -143,7 +143,10 @@
 	F(fm_ctl_evict, cookie, 16, 8) \
 	S(fm_ctl_evict, 24) \
 	F(fm_ctl_evictor_ok, store_uri, 0, 512) \
-	S(fm_ctl_evictor_ok, 512)
+	F(fm_ctl_evictor_ok, key_file, 512, 256) \
+	F(fm_ctl_evictor_ok, replicas, 768, 4) \
+	F(fm_ctl_evictor_ok, no_seal, 772, 4) \
+	S(fm_ctl_evictor_ok, 776)
 
 #define CHECK_FIELD(s, f, offset, bytes)                                                                                   \
 	static_assert(offsetof(struct s, f) == (offset), "offset of " #f " in " #s);                                       \
