@@ -11,28 +11,41 @@
 
 #define GONE_MS 10000 /* fm-faultd frees a region's pages in the store */
 
-static int find_device(struct vm *vm, const char *id, struct device *out)
+/* Find the device; *plugged: false when the guest has given it back already and only its backend is left. */
+static int find_device(struct vm *vm, const char *id, struct device *out, bool *plugged)
 {
-	struct device *list;
-	size_t n;
+	struct backend *backends = NULL;
+	struct device *list = NULL;
+	char left[ID_MAX + 4];
+	size_t n, nb = 0;
+	bool found = false;
 	int r = vm_devices(vm, &list, &n);
 
-	if (r)
-		return r;
-	r = FM_EXIT_FAILED;
-	for (size_t i = 0; i < n; i++)
+	if (!r)
+		r = vm_backends(vm, &backends, &nb);
+	*plugged = false;
+	for (size_t i = 0; !r && i < n; i++)
 		if (!strcmp(list[i].id, id)) {
 			*out = list[i];
-			r = FM_EXIT_OK;
+			*plugged = found = true;
+		}
+	snprintf(left, sizeof left, "mem-%.*s", ID_MAX - 1, id);
+	for (size_t i = 0; i < nb && !found; i++)
+		if (!strcmp(backends[i].id, left)) {
+			memcpy(out->backend, backends[i].id, ID_MAX);
+			found = true;
 		}
 	free(list);
+	free(backends);
 	if (r)
+		return r;
+	if (!found)
 		fm_warn("%s: device '%s': no memory device of this id: see --list", vm->arg, id);
-	else if (!out->hotplugged) {
+	else if (*plugged && !out->hotplugged)
 		fm_warn("%s: device '%s': the VM was started with it: it cannot be unplugged", vm->arg, id);
-		r = FM_EXIT_FAILED;
-	}
-	return r;
+	else
+		return FM_EXIT_OK;
+	return FM_EXIT_FAILED;
 }
 
 /* Ask the guest to give the device back, and wait. */
@@ -83,12 +96,13 @@ int cmd_remove(const struct options *o)
 	const struct far_region *f = NULL;
 	struct device d = {.id = ""};
 	struct vm vm = {0};
+	bool plugged = false;
 	int ctl = -1, r;
 	size_t n = 0;
 
 	r = vm_open(&vm, o->vm, true);
 	if (!r)
-		r = find_device(&vm, o->id, &d);
+		r = find_device(&vm, o->id, &d, &plugged);
 	if (!r) {
 		far_regions(o->run_dir, &vm, &regions, &n);
 		f = far_find(regions, n, d.backend);
@@ -96,7 +110,7 @@ int cmd_remove(const struct options *o)
 		if (f)
 			r = far_connect(o->run_dir, &ctl);
 	}
-	if (!r)
+	if (!r && plugged)
 		r = unplug(&vm, o);
 	if (!r)
 		r = drop_backend(&vm, o, d.backend, f);

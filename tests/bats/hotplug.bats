@@ -386,6 +386,16 @@ as_before() {
 	[ "$(regions)" = 1 ]
 }
 
+@test "--remove: of a device that the guest gave back late frees its memory" {
+	start_faultd
+	start_vm -object memory-backend-memfd,id=mem-late,size=128M,share=on
+	[ "$(grep -c 'rw-s.*memory-backend' "/proc/$VM_PID/maps")" = 1 ]
+	hotplug 0 --remove "$QMP" late
+	says 'late: removed'
+	unmapped() { [ "$(grep -c 'rw-s.*memory-backend' "/proc/$VM_PID/maps")" = 0 ]; }
+	wait_for 5 unmapped
+}
+
 @test "--detach: nothing to detach" {
 	start_faultd
 	start_vm

@@ -1,0 +1,77 @@
+#!/usr/bin/env bats
+# fm-hotplug and a guest that takes part: unplug and replug, and taking over all memory of a guest that runs on it.
+# shellcheck disable=SC2016 # what stands in single quotes is for the shell of the guest
+
+load ../bats/helper
+load lib
+
+setup() {
+	fm_setup
+	export GUEST_INITRAMFS=$FM_BIN/../guest/initramfs
+}
+
+teardown() {
+	guest_kill
+	fm_teardown
+}
+
+hotplug() {
+	timeout 60 "$FM_BIN/fm-hotplug" "$@" 3>&-
+}
+
+regions() {
+	"$FM_BIN/fm-stat" -j | jq '.regions | length'
+}
+
+no_region() {
+	[ "$(regions)" = 0 ]
+}
+
+# Userfaultfds open in QEMU.
+uffds() {
+	find "/proc/$GUEST_PID/fd" -lname '*userfaultfd*' | wc -l
+}
+
+@test "a DIMM is used, unplugged and plugged again, three times, and nothing stays behind" {
+	start_faultd --local 16M
+	guest_start
+	guest_cmd 'fm-online --watch > /tmp/online 2>&1 &'
+	guest_cmd 'awk "/^MemTotal:/ { print \$2 }" /proc/meminfo > /tmp/before'
+	for _ in 1 2 3; do
+		run hotplug "$GUEST_QMP" 128M
+		echo "$output"
+		[ "$status" -eq 0 ]
+		# Not a word about a guest that does not answer.
+		[[ $output == 'fm0: 128M at 0x'* ]]
+		guest_cmd 'n=0; until awk "/^MemTotal:/ { t = \$2 } END { getline b < \"/tmp/before\"; exit t < b + 40000 }" /proc/meminfo || [ $((n++)) -gt 200 ]; do sleep 0.1; done; [ $n -le 200 ]'
+		guest_cmd 'memcheck 50331648 1'
+		[ "$(regions)" = 1 ]
+		hotplug --remove "$GUEST_QMP" fm0
+		[ "$(regions)" = 0 ]
+	done
+	[ "$(uffds)" = 0 ]
+	unmapped() { [ "$(grep -c memory-backend-memfd "/proc/$GUEST_PID/maps")" = 0 ]; }
+	wait_for 5 unmapped
+	guest_stop
+	stop_faultd
+}
+
+@test "all memory of a running guest is taken over while it checks it, and most of it goes out" {
+	start_faultd --local 48M
+	guest_start --share
+	guest_cmd -t 120 'memcheck 100663296 4' > "$FM_TMP/memcheck" &
+	check=$!
+	sleep 1
+	hotplug --attach "$GUEST_QMP"
+	wait "$check"
+	cat "$FM_TMP/memcheck"
+	grep -q 'checked 96 MiB, 0 wrong bytes' "$FM_TMP/memcheck"
+	run hotplug --list "$GUEST_QMP"
+	echo "$output"
+	[[ $output =~ ram0\ +boot\ +256M\ +-\ +yes ]]
+	[ "$("$FM_BIN/fm-stat" -j | jq '.regions[0].remote_pages')" -gt 8192 ]
+	[ "$("$FM_BIN/fm-stat" -j | jq '.regions[0].pages_lost')" = 0 ]
+	guest_stop
+	wait_for 5 no_region
+	stop_faultd
+}
