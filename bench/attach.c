@@ -1,0 +1,62 @@
+/*
+ * How long a process stands still while userfaultfds are made in it: attach N times to pid, print the figures.
+ *
+ *	attach PID [COUNT [USERFAULTFDS]]
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "attach.h"
+
+#define MAX 10000
+
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static void figures(const char *name, uint64_t *ns, unsigned n)
+{
+	qsort(ns, n, sizeof *ns, by_value);
+	printf("%-34s p50 %8.1f  p99 %8.1f  worst %8.1f us\n", name, (double)ns[n / 2] / 1000, (double)ns[n * 99 / 100] / 1000,
+	       (double)ns[n - 1] / 1000);
+}
+
+int main(int argc, char **argv)
+{
+	static uint64_t stopped[MAX], wait[MAX];
+	struct fm_attached a[FM_ATTACH_MAX];
+	struct fm_attach_report rep;
+	int remote[FM_ATTACH_MAX], r;
+	unsigned count = argc > 2 ? (unsigned)atoi(argv[2]) : 100, n = argc > 3 ? (unsigned)atoi(argv[3]) : 1;
+
+	if (argc < 2 || count < 1 || count > MAX || n < 1 || n > FM_ATTACH_MAX) {
+		fprintf(stderr, "usage: attach PID [COUNT [USERFAULTFDS]]\n");
+		return 2;
+	}
+	for (unsigned i = 0; i < count; i++) {
+		r = fm_attach_uffds(atoi(argv[1]), n, a, &rep);
+		if (r) {
+			fprintf(stderr, "attach: pid %s: %s: %s\n", argv[1], rep.step, strerror(-r));
+			return 1;
+		}
+		stopped[i] = rep.stopped_ns;
+		wait[i] = rep.wait_ns;
+		for (unsigned k = 0; k < n; k++) {
+			remote[k] = a[k].remote;
+			close(a[k].fd);
+		}
+		if (fm_attach_close(atoi(argv[1]), remote, n, NULL))
+			return 1;
+		usleep(3000 + i * 7919 % 5000);
+	}
+	printf("%u attaches, %u userfaultfd%s each, %u calls%s\n", count, n, n == 1 ? "" : "s", rep.calls,
+	       rep.by_device ? ", through /dev/userfaultfd" : "");
+	figures("  stood still", stopped, count);
+	figures("  asked to stop until it did", wait, count);
+	return 0;
+}
