@@ -100,7 +100,7 @@ static void on_unmap(struct fm_shard *s, uint64_t start, uint64_t end)
 	if (s->unmapped >= s->shm->pages)
 		shard_tell(s, FM_SHARD_UNMAPPED);
 	else
-		shard_discard(s, first, last, true);
+		shard_discard(s, first, last);
 }
 
 static void on_remap(struct fm_shard *s, uint64_t from, uint64_t to, uint64_t len)
@@ -142,7 +142,7 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 	}
 	case UFFD_EVENT_REMOVE:
 		if (pages_of(s, m->arg.remove.start, m->arg.remove.end, &first, &last))
-			shard_discard(s, first, last, false);
+			shard_discard(s, first, last);
 		return;
 	case UFFD_EVENT_UNMAP:
 		on_unmap(s, m->arg.remove.start, m->arg.remove.end);

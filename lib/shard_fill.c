@@ -445,8 +445,8 @@ static bool discard_fill(struct fm_shard *s, uint32_t page)
 	return false;
 }
 
-/* One page that nobody owns (or the evictor has in WRITEBACK): BUSY -> EMPTY, or DIRTY when its bytes are still there. */
-static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w, bool unmapped)
+/* One page that nobody owns (or the evictor has in WRITEBACK): BUSY -> EMPTY, or DIRTY when it cannot be punched. */
+static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w)
 {
 	enum fm_pstate from = fm_word_state(w);
 	uint64_t busy = fm_word_busy(w, from == FM_WRITEBACK ? FM_DIRTY : from);
@@ -458,12 +458,12 @@ static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w, bool unma
 		single_end(s);
 		return false;
 	}
-	if (from != FM_REMOTE) {
-		/* Discarded by MADV_DONTNEED alone, the page is still in the file and shared memory keeps its bytes. */
-		keep = !unmapped && fm_memfd_has(s->o.memfd, offset);
-		if (unmapped && fallocate(s->o.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, FM_PAGE_SIZE) < 0)
-			keep = true;
-	}
+	/*
+	 * MADV_REMOVE sends its event before it punches. A local page is punched here and now: were it left to the client, the
+	 * evictor could store the old bytes in between, and they would come back.
+	 */
+	if (from != FM_REMOTE)
+		keep = fallocate(s->o.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, FM_PAGE_SIZE) < 0;
 	if (keep) {
 		/* Its protection is in doubt now: dirty, so that it is never dropped unsaved. */
 		publish(s, page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
@@ -481,7 +481,7 @@ static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w, bool unma
 	return true;
 }
 
-static void discard_page(struct fm_shard *s, uint32_t page, bool unmapped)
+static void discard_page(struct fm_shard *s, uint32_t page)
 {
 	for (;;) {
 		uint64_t w = atomic_load(&s->words[page]);
@@ -501,14 +501,14 @@ static void discard_page(struct fm_shard *s, uint32_t page, bool unmapped)
 		case FM_CLEAN:
 		case FM_REMOTE:
 		case FM_WRITEBACK:
-			if (discard_one(s, page, w, unmapped))
+			if (discard_one(s, page, w))
 				return;
 			continue;
 		}
 	}
 }
 
-void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapped)
+void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end)
 {
 	uint64_t base = s->o.map->hdr->words_offset;
 
@@ -528,6 +528,6 @@ void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapp
 				stop = ((uint64_t)hole - base) / 8;
 		}
 		for (; p < stop && p < end; p++)
-			discard_page(s, (uint32_t)p, unmapped);
+			discard_page(s, (uint32_t)p);
 	}
 }

@@ -70,8 +70,8 @@ unsigned shard_read_events(struct fm_shard *s);
 /* Note a fault (again). shard.c. */
 void shard_note(struct fm_shard *s, const struct pending *p);
 
-/* Discard the pages [first, end) of the region; unmapped: their mapping is gone too, so the local page is punched. */
-void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapped);
+/* Discard the pages [first, end) of the region: they are zeros from now on, here and in the store. */
+void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end);
 
 /* Tell the maker. */
 void shard_tell(struct fm_shard *s, unsigned news);
