@@ -21,8 +21,10 @@ static int by_value(const void *a, const void *b)
 
 static void figures(const char *name, uint64_t *ns, unsigned n)
 {
+	unsigned half = n / 2, most = n * 99 / 100;
+
 	qsort(ns, n, sizeof *ns, by_value);
-	printf("%-34s p50 %8.1f  p99 %8.1f  worst %8.1f us\n", name, (double)ns[n / 2] / 1000, (double)ns[n * 99 / 100] / 1000,
+	printf("%-34s p50 %8.1f  p99 %8.1f  worst %8.1f us\n", name, (double)ns[half] / 1000, (double)ns[most] / 1000,
 	       (double)ns[n - 1] / 1000);
 }
 

@@ -102,8 +102,8 @@ int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start)
 
 int fm_proc_start(int pid, uint64_t *start)
 {
-	char path[32], *buf;
-	size_t len;
+	char path[32], *buf = NULL;
+	size_t len = 0;
 	int r;
 
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -151,18 +151,20 @@ int fm_proc_parse_mapping(const char *line, size_t len, struct fm_mapping *m)
 int fm_proc_parse_maps(const char *buf, size_t len, struct fm_mapping **list, size_t *n)
 {
 	const char *p = buf, *end = buf + len, *eol;
-	struct fm_mapping *v = NULL;
+	struct fm_mapping *v;
 	size_t lines = 0, k = 0;
 
+	*list = NULL;
+	*n = 0;
+	if (!len)
+		return 0;
 	for (size_t i = 0; i < len; i++)
 		lines += buf[i] == '\n';
 	if (len && buf[len - 1] != '\n')
 		lines++;
-	if (lines) {
-		v = calloc(lines, sizeof *v);
-		if (!v)
-			return -ENOMEM;
-	}
+	v = calloc(lines, sizeof *v);
+	if (!v)
+		return -ENOMEM;
 	for (; p < end; p = eol + 1) {
 		eol = memchr(p, '\n', (size_t)(end - p));
 		if (!eol)
@@ -179,8 +181,8 @@ int fm_proc_parse_maps(const char *buf, size_t len, struct fm_mapping **list, si
 
 int fm_proc_maps(int pid, struct fm_mapping **list, size_t *n)
 {
-	char path[32], *buf;
-	size_t len;
+	char path[32], *buf = NULL;
+	size_t len = 0;
 	int r;
 
 	snprintf(path, sizeof path, "/proc/%d/maps", pid);

@@ -22,6 +22,12 @@ struct add {
 	uint64_t region;
 };
 
+/* As JSON has it. Below 2^44: see FM_REGION_PAGES_MAX. */
+static json_int_t bytes(const struct options *o)
+{
+	return (json_int_t)o->pages * FM_PAGE_SIZE;
+}
+
 static bool id_taken(const struct device *d, size_t nd, const struct backend *b, size_t nb, const char *id, const char *backend)
 {
 	for (size_t i = 0; i < nd; i++)
@@ -141,7 +147,7 @@ static int check(struct add *a)
 static int object_add(struct add *a)
 {
 	json_t *args = json_pack("{s:s, s:s, s:I, s:b}", "qom-type", "memory-backend-memfd", "id", a->backend, "size",
-				 (json_int_t)(a->o->pages * FM_PAGE_SIZE), "share", 1);
+				 bytes(a->o), "share", 1);
 
 	/* No swap or commit charge for memory that the guest was not given yet. */
 	if (a->o->virtio_mem && args)
@@ -181,7 +187,7 @@ static json_t *device_args(const struct add *a, const char *bus)
 
 	if (a->o->virtio_mem)
 		args = json_pack("{s:s, s:s, s:s, s:I}", "driver", "virtio-mem-pci", "id", a->id, "memdev", a->backend,
-				 "requested-size", (json_int_t)(a->o->pages * FM_PAGE_SIZE));
+				 "requested-size", bytes(a->o));
 	else
 		args = json_pack("{s:s, s:s, s:s}", "driver", "pc-dimm", "id", a->id, "memdev", a->backend);
 	if (args && a->o->node >= 0)

@@ -295,6 +295,10 @@ static int start(const struct kind *k, uid_t uid)
 				seen->wrong++;
 		}
 	}
+	if (pid < 0) {
+		perror("fork");
+		exit(1);
+	}
 	for (int i = 0; i < 5000 && !seen->ready; i++)
 		usleep(1000);
 	return pid;
@@ -302,6 +306,8 @@ static int start(const struct kind *k, uid_t uid)
 
 static void stop(int pid)
 {
+	if (pid <= 0)
+		return;
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 }
@@ -427,6 +433,10 @@ static void test_stop_storm(void)
 	int pid = start(&kinds[3], 0), r = 0, storm, i;
 
 	storm = fork();
+	if (storm < 0) {
+		stop(pid);
+		return;
+	}
 	if (storm == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (;;) {

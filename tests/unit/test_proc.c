@@ -40,6 +40,8 @@ static void test_start(void)
 		raise(SIGSTOP);
 		_exit(0);
 	}
+	if (!ok(pid > 0, "fork"))
+		return;
 	waitpid(pid, NULL, WUNTRACED);
 	ok(fm_proc_start(pid, &again) == 0 && again >= v, "a process with a nasty name");
 	kill(pid, SIGKILL);
@@ -125,7 +127,7 @@ static void test_self(void)
 	const struct fm_mapping *m;
 	struct fm_mapping *list;
 	struct fm_vmflags f;
-	struct stat st;
+	struct stat st = {.st_ino = 0};
 	size_t n;
 	char *p;
 
@@ -135,7 +137,8 @@ static void test_self(void)
 	if (!ok(fm_proc_maps(getpid(), &list, &n) == 0 && n > 3, "our own maps"))
 		return;
 	m = fm_proc_find_address(list, n, (uintptr_t)p + 5);
-	if (!ok(m != NULL, "its mapping is found"))
+	ok(m != NULL, "its mapping is found");
+	if (!m)
 		return;
 	ok(m->dev == st.st_dev && m->ino == st.st_ino && m->offset == 1 << 19 && m->shared && m->start == (uintptr_t)p,
 	   "... device, inode, offset and sharing are right");
@@ -170,6 +173,8 @@ static void test_self(void)
 	else
 		tap_skip("open it by map_files", "needs root");
 	close(dup_fd);
+	if (pid <= 0)
+		return;
 	kill(pid, SIGKILL);
 	waitid(P_PID, (id_t)pid, &(siginfo_t){0}, WEXITED | WNOWAIT);
 	struct fm_mapping *zlist;
