@@ -107,8 +107,8 @@ suite_guest() {
 
 suite_lint() {
 	local c sh
-	mapfile -t c < <(find lib cmd tests bench contrib -name '*.c' | sort)
-	mapfile -t sh < <(find deps tests bench contrib .ci -name '*.sh' -o -name '*.bash' -o -name '*.bats' -o -path .ci/run | sort)
+	mapfile -t c < <(find lib cmd tests bench -name '*.c' | sort)
+	mapfile -t sh < <(find deps tests bench .ci -name '*.sh' -o -name '*.bash' -o -name '*.bats' -o -path .ci/run | sort)
 	sh+=(tests/guest/init)
 	check 'lint shellcheck' shellcheck -x "${sh[@]}" || true
 	check 'lint cppcheck' cppcheck -q -j "$jobs" --std=c11 --error-exitcode=1 --inline-suppr \
@@ -126,7 +126,7 @@ suite_lint() {
 # Run a command once for each C file, {} being its name; fails when one of them fails.
 each_c() {
 	# shellcheck disable=SC2317 # it is reached, through check()
-	find lib cmd tests bench contrib -name '*.c' -print0 | sort -z | xargs -0 -P "$jobs" -I '{}' "$@"
+	find lib cmd tests bench -name '*.c' -print0 | sort -z | xargs -0 -P "$jobs" -I '{}' "$@"
 }
 
 finish() {
