@@ -19,6 +19,7 @@ struct victim {
 	unsigned shard;
 	uint64_t w;
 	uint64_t old_gen; /* of the copy that the store may have held before this batch; 0 none */
+	uint32_t old_epoch;
 	bool had_stored;  /* the store may have held a copy before this batch */
 	bool ours;        /* still owned */
 	bool was_clean;
@@ -137,7 +138,7 @@ static void do_deletes(struct fm_evictor *e, struct fm_evict_region *r)
 		if (fm_word_state(w) != FM_EMPTY || !(w & FM_F_STORED))
 			continue;
 		words[n] = w;
-		req[n++] = (struct fm_store_req){.page = page, .gen = fm_word_gen(w)};
+		req[n++] = (struct fm_store_req){.page = page, .gen = fm_word_gen(w), .epoch = fm_word_epoch(w)};
 	}
 	if (!n)
 		return;
@@ -216,7 +217,7 @@ static unsigned run(const struct batch *b, unsigned i)
 }
 
 /* Pop up to n pages and take them: DIRTY -> WRITEBACK, CLEAN -> DROPPING. */
-static void take(struct fm_evict_region *r, struct batch *b, unsigned n)
+static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_t epoch)
 {
 	uint64_t look = fm_queue_count(r->queue);
 	unsigned kept = 0;
@@ -237,11 +238,13 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n)
 			v.was_clean = fm_word_state(w) == FM_CLEAN;
 			v.had_stored = w & FM_F_STORED;
 			v.old_gen = v.had_stored ? fm_word_gen(w) : 0;
+			v.old_epoch = fm_word_epoch(w);
 			v.zero = v.was_clean && (w & FM_F_ZERO);
 			if (v.was_clean)
 				nw = fm_word_to(w, FM_DROPPING, 0, 0);
 			else if (fm_word_state(w) == FM_DIRTY && fm_word_gen(w) < FM_GEN_MAX)
-				nw = fm_word_to(w, FM_WRITEBACK, FM_F_ZERO, FM_F_STORED) + (1ull << FM_GEN_SHIFT);
+				nw = fm_word_at_epoch(fm_word_to(w, FM_WRITEBACK, FM_F_ZERO, FM_F_STORED), epoch) +
+				     (1ull << FM_GEN_SHIFT);
 			else
 				break;
 			if (fm_page_cas(word, w, nw)) {
@@ -371,9 +374,9 @@ static void drop_stale(struct fm_evictor *e, struct fm_evict_region *r, const st
 		if (v->was_clean)
 			continue;
 		if (v->acknowledged && !v->ours)
-			req[n++] = (struct fm_store_req){.page = v->page, .gen = fm_word_gen(v->w)};
+			req[n++] = (struct fm_store_req){.page = v->page, .gen = fm_word_gen(v->w), .epoch = fm_word_epoch(v->w)};
 		else if (!v->acknowledged && v->old_gen)
-			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen};
+			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen, .epoch = v->old_epoch};
 	}
 	if (n)
 		fm_store_delete(e->store, r->map.hdr->id, req, n);
@@ -400,6 +403,8 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		    .page = v->page,
 		    .gen = fm_word_gen(v->w),
 		    .old_gen = v->old_gen,
+		    .epoch = fm_word_epoch(v->w),
+		    .old_epoch = v->old_epoch,
 		    .buf = e->buf + (size_t)i * FM_PAGE_SIZE,
 		};
 	}
@@ -491,7 +496,7 @@ unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigne
 	struct batch b;
 	unsigned left;
 
-	take(r, &b, n < FM_EVICT_BATCH ? n : FM_EVICT_BATCH);
+	take(r, &b, n < FM_EVICT_BATCH ? n : FM_EVICT_BATCH, FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now)));
 	write_protect(r, &b);
 	read_pages(e, r, &b);
 	put_pages(e, r, &b);
@@ -517,7 +522,7 @@ static void purge_range(struct fm_evictor *e, struct fm_evict_region *r, uint64_
 		uint64_t w = fm_ld(&r->map.words[p]);
 
 		if (w & FM_F_STORED)
-			req[n++] = (struct fm_store_req){.page = p, .gen = fm_word_gen(w)};
+			req[n++] = (struct fm_store_req){.page = p, .gen = fm_word_gen(w), .epoch = fm_word_epoch(w)};
 		if (n == FM_EVICT_BATCH || (n && p + 1 == end)) {
 			fm_store_delete(e->store, r->map.hdr->id, req, n);
 			n = 0;

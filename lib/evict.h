@@ -37,6 +37,7 @@ struct fm_evict_region {
 	uint64_t stalled_until_ns; /* CLOCK_MONOTONIC: nothing could leave; try again then */
 	uint64_t swept_ns;         /* last sweep */
 	uint64_t purge_at;         /* next page of fm_evict_purge() */
+	uint64_t move_at;          /* next page of fm_evict_move() */
 };
 
 /* Make an evictor over a daemon's shared page and a store (both stay the caller's). Returns 0 or -ENOMEM. */
@@ -69,6 +70,14 @@ unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigne
  * true when there are none left; false: call again. Touches no hole of the state file. Nobody else may use the region any more.
  */
 bool fm_evict_purge(struct fm_evictor *e, struct fm_evict_region *r);
+
+/*
+ * Move what the store holds of this region by older placement epochs to the newest: some pages a call. *moved: pages re-written.
+ * *left: counts up for each page that could not be moved now (a shard has it, a server does not answer). Returns true at the end of
+ * the region, and begins anew at the next call. The pages stay readable all the while; no ownership is taken: the same generation is put
+ * by the new epoch before the word says so. Touches no hole of the state file.
+ */
+bool fm_evict_move(struct fm_evictor *e, struct fm_evict_region *r, unsigned *moved, uint64_t *left);
 
 /* Time for stalled_until_ns. */
 uint64_t fm_now_ns(void);

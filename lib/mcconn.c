@@ -194,7 +194,7 @@ static bool named(const struct fm_mc_item *i, const char *name)
 	return i->key_len == strlen(name) && memcmp(i->key, name, i->key_len) == 0;
 }
 
-static void learn(struct fm_mc_hello *h, const struct fm_mc_item *i)
+void fm_mc_learn(struct fm_mc_hello *h, const struct fm_mc_item *i)
 {
 	unsigned a, b, d;
 	char text[32];
@@ -236,7 +236,7 @@ static bool on_reply(const struct fm_mc_run *r, struct fm_mc_conn *c, enum fm_mc
 		int e = 0;
 
 		if (reply == FM_MC_STAT)
-			learn(&c->hello, item);
+			fm_mc_learn(&c->hello, item);
 		else if (reply != FM_MC_END)
 			e = -EPROTO;
 		else if (--c->greeting == 0) {
@@ -371,6 +371,8 @@ void fm_mc_run(const struct fm_mc_run *r)
 				moved[at[k]] = now;
 				if (c->state == FM_MC_READY)
 					c->failures = 0;
+				if (finished(c))
+					c->rtt_ns = now - start;
 			} else if (!c->error && now - moved[at[k]] > r->timeout_ns) {
 				fm_mc_fail(c, -ETIMEDOUT);
 			}

@@ -46,6 +46,7 @@ struct fm_mc_conn {
 	unsigned expect;      /* final replies still to come in this batch */
 	unsigned settled;     /* final replies that came */
 	struct fm_mc_hello hello;
+	uint64_t rtt_ns;      /* from the start of the last batch to its last reply */
 	unsigned greeting;    /* ENDs of the greeting still to come */
 	char *out;            /* requests not sent yet: out[out_at, out_len) of out_cap */
 	size_t out_at, out_len, out_cap;
@@ -73,6 +74,9 @@ bool fm_mc_usable(const struct fm_mc_conn *c);
 void fm_mc_begin(struct fm_mc_conn *c);
 /* Append bytes of a request; replies: final replies that it will bring (END counts, VALUE does not). Returns 0 or -ENOMEM. */
 int fm_mc_add(struct fm_mc_conn *c, const void *bytes, size_t n, unsigned replies);
+
+/* Take one STAT line of `stats` or `stats settings` into h. start_s must be 0 before a whole `stats`. */
+void fm_mc_learn(struct fm_mc_hello *h, const struct fm_mc_item *item);
 
 /* Called for each reply (not STAT and VERSION of the greeting). c->settled is the number of final replies before this one. */
 typedef void fm_mc_handler(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item);

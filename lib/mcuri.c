@@ -100,8 +100,11 @@ static int add_option(struct fm_mc_uri *u, const char *text, size_t len, char *w
 	} else if (is_option(text, len, "gone=", &v, &n)) {
 		if (number(v, n, 1, 86400, &u->gone_s))
 			return refuse(why, text, len, "must be gone=1..86400 (seconds)");
+	} else if (is_option(text, len, "away=", &v, &n)) {
+		if (number(v, n, 1, 86400, &u->away_s))
+			return refuse(why, text, len, "must be away=1..86400 (seconds)");
 	} else {
-		return refuse(why, text, len, "unknown option (lossy=, timeout=, gone=)");
+		return refuse(why, text, len, "unknown option (lossy=, timeout=, gone=, away=)");
 	}
 	return 0;
 }
@@ -172,6 +175,7 @@ int fm_mc_uri_parse(const char *uri, struct fm_mc_uri *u, char *why)
 	memset(u, 0, sizeof *u);
 	u->timeout_ms = 1000;
 	u->gone_s = 10;
+	u->away_s = 30;
 	if (strncmp(at, "--", 2) == 0) {
 		r = from_options(u, at, why);
 	} else {

@@ -6,7 +6,9 @@
  *   memcached:--SERVER=host:port [--SERVER=...]     libmemcached's own option string
  *
  * Options: lossy=1 (take servers that evict when full), timeout=MS (a server that moves no byte for so long is given up for
- * the moment; 1000), gone=SECONDS (a server whose address refuses connections for so long is dead, and what it held lost; 10).
+ * the moment; 1000),
+ * gone=SECONDS (a server whose address refuses connections for so long is dead, and what it held lost; 10), away=SECONDS (a server that
+ * does not answer for so long is left out of placement until it answers again; 30).
  */
 #ifndef FM_MCURI_H
 #define FM_MCURI_H
@@ -24,6 +26,7 @@ struct fm_mc_uri {
 	bool lossy;
 	unsigned timeout_ms; /* 10..60000 */
 	unsigned gone_s;     /* 1..86400 */
+	unsigned away_s;     /* 1..86400 */
 };
 
 /*

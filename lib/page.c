@@ -17,9 +17,9 @@ static_assert(sizeof names / sizeof names[0] == FM_DROPPING + 1, "a name for eac
 /* Which state may follow which, flags aside. A state may follow itself: a change of flags. */
 static const unsigned next[] = {
     [FM_EMPTY] = TO(FM_EMPTY) | TO(FM_BUSY),
-    [FM_DIRTY] = TO(FM_BUSY) | TO(FM_WRITEBACK),
-    [FM_CLEAN] = TO(FM_BUSY) | TO(FM_DROPPING),
-    [FM_REMOTE] = TO(FM_BUSY),
+    [FM_DIRTY] = TO(FM_DIRTY) | TO(FM_BUSY) | TO(FM_WRITEBACK),
+    [FM_CLEAN] = TO(FM_CLEAN) | TO(FM_BUSY) | TO(FM_DROPPING),
+    [FM_REMOTE] = TO(FM_REMOTE) | TO(FM_BUSY),
     [FM_LOST] = TO(FM_BUSY),
     [FM_BUSY] = TO(FM_EMPTY) | TO(FM_DIRTY) | TO(FM_CLEAN) | TO(FM_REMOTE) | TO(FM_LOST) | TO(FM_BUSY),
     [FM_WRITEBACK] = TO(FM_DROPPING) | TO(FM_BUSY) | TO(FM_DIRTY),
@@ -44,6 +44,10 @@ const char *fm_page_check(uint64_t old, uint64_t nw)
 		return "a write-back without a new generation";
 	if (to != FM_WRITEBACK && fm_word_gen(nw) != fm_word_gen(old))
 		return "a generation changed outside a write-back";
+	if (fm_word_epoch(old) != fm_word_epoch(nw) && to != FM_WRITEBACK && !(from == to && (to == FM_CLEAN || to == FM_REMOTE)))
+		return "an epoch changed outside a write-back or a move";
+	if (from == to && from != FM_BUSY && from != FM_DROPPING && ((old ^ nw) & ~(FM_F_STORED | FM_EP_MASK)))
+		return "a state nobody owns changed more than its copy";
 	if (to == FM_BUSY && from != FM_BUSY && from != FM_WRITEBACK && fm_word_origin(nw) != from)
 		return "BUSY forgot where it came from";
 	if (from == FM_WRITEBACK && to == FM_BUSY && fm_word_origin(nw) != FM_DIRTY)
@@ -60,7 +64,7 @@ const char *fm_page_check(uint64_t old, uint64_t nw)
 		return "CLEAN without a store copy";
 	if ((nw & FM_F_WAITER) && to != FM_DROPPING)
 		return "a waiter flag outside DROPPING";
-	if ((nw & FM_F_DISCARD) && to != FM_DROPPING)
+	if ((nw & FM_F_DISCARD) && to != FM_DROPPING && to != FM_BUSY)
 		return "a discard flag outside DROPPING";
 	if ((nw & FM_F_ZERO) && to != FM_CLEAN && to != FM_DROPPING && to != FM_BUSY)
 		return "a zero flag on a page that may change";

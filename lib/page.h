@@ -17,11 +17,13 @@
 enum fm_pstate {
 	/* No local page, no valid store copy: reads as zeros. Nobody owns it. -> BUSY. */
 	FM_EMPTY = 0,
-	/* Local page, may differ from the store's copy; may still be write-protected. Nobody owns it. -> BUSY, WRITEBACK. */
+	/* Local page, may differ from the store's copy; may still be write-protected. Nobody owns it. -> BUSY, WRITEBACK; the
+	 * evictor may clear its stored flag. */
 	FM_DIRTY = 1,
-	/* Local page, write-protected; the store holds the same bytes, or it is all zero (FM_F_ZERO). -> BUSY, DROPPING. */
+	/* Local page, write-protected; the store holds the same bytes, or it is all zero (FM_F_ZERO). -> BUSY, DROPPING; the
+	 * evictor may change its epoch, after it has put the same generation by that epoch. */
 	FM_CLEAN = 2,
-	/* No local page; the store's copy of this generation is the page. Nobody owns it. -> BUSY. */
+	/* No local page; the store's copy of this generation is the page. Nobody owns it. -> BUSY; its epoch as with CLEAN. */
 	FM_REMOTE = 3,
 	/* Unreadable on every replica; poisoned: access raises SIGBUS. Nobody owns it. -> EMPTY by discard. */
 	FM_LOST = 4,
@@ -67,6 +69,15 @@ static inline uint64_t fm_word_gen(uint64_t w)
 static inline uint64_t fm_word_to(uint64_t w, enum fm_pstate s, uint64_t drop, uint64_t add)
 {
 	return ((w & ~(FM_PS_MASK | FM_OR_MASK | drop)) | (uint64_t)s | add);
+}
+/* The epoch's tag, and the same word with another (bits 10 to 19). */
+static inline uint32_t fm_word_epoch(uint64_t w)
+{
+	return (uint32_t)((w & FM_EP_MASK) >> FM_EP_SHIFT);
+}
+static inline uint64_t fm_word_at_epoch(uint64_t w, uint32_t tag)
+{
+	return (w & ~FM_EP_MASK) | ((uint64_t)tag << FM_EP_SHIFT);
 }
 /* BUSY with the given state as origin, flags kept. */
 static inline uint64_t fm_word_busy(uint64_t w, enum fm_pstate origin)

@@ -316,7 +316,7 @@ static void get_pages(struct fm_shard *s)
 		f->slot = n;
 		who[n] = f;
 		req[n] = (struct fm_store_req){
-		    .page = f->page, .gen = fm_word_gen(f->w), .buf = s->buf + (size_t)n * FM_PAGE_SIZE};
+		    .page = f->page, .gen = fm_word_gen(f->w), .epoch = fm_word_epoch(f->w), .buf = s->buf + (size_t)n * FM_PAGE_SIZE};
 		n++;
 	}
 	if (!n)

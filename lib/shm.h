@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cluster.h"
+
 #define FM_PAGE_SHIFT  12
 #define FM_PAGE_SIZE   4096u
 #define FM_SHM_VERSION 1u
@@ -144,6 +146,7 @@ struct fm_daemon_shm {
 	_Atomic uint64_t store_used_bytes;
 	_Atomic uint64_t store_limit_bytes; /* 0 unknown */
 	_Atomic uint64_t store_errors;
+	_Alignas(64) struct fm_cluster_shm cluster; /* servers of a network store */
 };
 
 #define fm_ld(p) atomic_load_explicit((p), memory_order_relaxed)

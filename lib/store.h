@@ -11,6 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cluster.h"
+
 /* What became of one page of a batch. */
 enum fm_store_result {
 	FM_STORE_OK = 0,
@@ -23,6 +25,10 @@ struct fm_store_req {
 	uint64_t page;    /* page number in the region */
 	uint64_t gen;     /* generation, >= 1 */
 	uint64_t old_gen; /* put: a copy of this generation may be there, and is deleted when the new one is acknowledged; 0 none */
+	uint32_t epoch;     /* tag of the placement epoch (page.h) of gen; of no meaning to dir: */
+	uint32_t old_epoch; /* ... of old_gen */
+	bool moving;        /* put: a copy of this very generation may be there by another epoch: when the put fails, delete nothing.
+			     * delete: only from the servers of epoch that are none of old_epoch's */
 	void *buf;      /* 4096 bytes: filled by get, read by put, unused by delete */
 	enum fm_store_result result;
 };
@@ -34,6 +40,8 @@ struct fm_store_options {
 	unsigned replicas;    /* copies of each page on distinct servers; 0 is 1 */
 	const char *key_file; /* network stores seal with it, and make it when missing; NULL none */
 	bool no_seal;         /* network stores: in the clear, with a checksum */
+	struct fm_cluster_shm *cluster; /* the host's table of servers and epochs; NULL: the handle makes one of its own from the URI */
+	bool make_cluster;    /* put the URI's servers into cluster: the daemon's first handle */
 	bool must_answer;     /* every server must answer now; else one that is away is waited for later */
 };
 
@@ -44,6 +52,7 @@ struct fm_store_ops {
 	int (*check)(const char *uri, const struct fm_store_options *o, char *why);
 	int (*open)(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why);
 	void (*close)(struct fm_store *s);
+	void (*monitor)(struct fm_store *s); /* see fm_store_monitor(); NULL: nothing to look after */
 	void (*set_idle)(struct fm_store *s, void (*idle)(void *), void *arg); /* NULL: never waits where it could be called */
 	void (*get)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*put)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
@@ -115,11 +124,27 @@ static inline int fm_store_region_end(struct fm_store *s, uint64_t region)
 	return s->ops->region_end(s, region);
 }
 
+/*
+ * Look after the store, about once a second: which servers are up, and whether a new placement epoch is due. Writes options.cluster.
+ * fm-faultd's main thread only. May wait for a slow server, 100 ms at most.
+ */
+static inline void fm_store_monitor(struct fm_store *s)
+{
+	if (s->ops->monitor)
+		s->ops->monitor(s);
+}
+
 /* Bytes used and the most there can be (0: not known). Returns 0, or -errno when the store does not answer. */
 static inline int fm_store_usage(struct fm_store *s, uint64_t *used_bytes, uint64_t *limit_bytes)
 {
 	return s->ops->usage(s, used_bytes, limit_bytes);
 }
+
+/*
+ * Add a memcached server to the table, or make a drained one a member again; the next fm_store_monitor() opens an epoch with it. Returns its
+ * slot, or -errno with one line in why. fm-faultd's main thread only. May wait for DNS.
+ */
+int fm_store_memcached_add(struct fm_cluster_shm *c, const char *address, char *why);
 
 extern const struct fm_store_ops fm_store_dir, fm_store_memcached;
 

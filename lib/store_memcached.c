@@ -16,6 +16,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "cluster.h"
 #include "mcconn.h"
 #include "mcuri.h"
 #include "page.h"
@@ -27,6 +28,7 @@
 #define KEY_BYTES 40
 #define OLDEST    10404 /* 1.4.4 knows everything used here */
 
+/* This handle's side of a server; its index is the slot in the cluster's table. */
 struct server {
 	struct fm_mc_address address;
 	struct fm_mc_conn conn;
@@ -52,20 +54,22 @@ struct mc_store {
 	struct fm_key *key; /* NULL: checksums only */
 	struct sealed_region *seals;
 	char refusal[FM_STORE_WHY]; /* why a server was refused last */
-	struct fm_epoch epoch;
+	struct fm_cluster_shm *cluster, *own_cluster; /* own: when nobody gave us one */
+	unsigned nservers;                            /* slots that this handle knows */
+	bool epoch_due;                               /* monitor: a new epoch could not be opened yet */
 	uint64_t hash[FM_PLACE_SERVERS];
 	void (*idle)(void *);
 	void *idle_arg;
 	/* of the batch that runs */
 	struct fm_seal *seal;
 	struct fm_store_req *req;
-	unsigned n, copies;
+	unsigned n, copies[BATCH];
 	uint8_t place[BATCH][FM_PLACE_REPLICAS];
 	uint8_t outcome[BATCH][FM_PLACE_REPLICAS];
 	char key_text[BATCH][KEY_BYTES];
 	unsigned char value[FM_VALUE_MAX + 2];
 	struct fm_value_scratch scratch;
-	struct server server[FM_MC_SERVERS];
+	struct server server[FM_SERVERS];
 };
 
 static uint64_t now_ns(void)
@@ -130,26 +134,92 @@ static void ignore(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, cons
 	(void)item;
 }
 
-/* Connect to all servers at once; those that are up must be fit, and one at least must be up. */
-static int first_contact(struct mc_store *s, bool must_answer, char *why)
+/* --- servers */
+
+/* Know the servers that joined the table since we last looked. */
+static void sync_servers(struct mc_store *s)
 {
-	struct fm_mc_conn *conns[FM_MC_SERVERS];
-	struct fm_mc_run run = {
-	    .conns = conns, .n = s->uri.nservers, .timeout_ns = 3000000000u, .handler = ignore, .greeter = greet, .arg = s};
-	unsigned up = 0;
-	int e = 0;
+	unsigned n = atomic_load(&s->cluster->nservers);
+
+	for (; s->nservers < n; s->nservers++) {
+		const struct fm_server_shm *shm = &s->cluster->server[s->nservers];
+		struct server *v = &s->server[s->nservers];
+
+		memcpy(v->address.text, shm->address, sizeof v->address.text);
+		memcpy(&v->address.sa, shm->sockaddr, sizeof v->address.sa);
+		v->address.sa_len = shm->sockaddr_len;
+		fm_mc_init(&v->conn, &v->address);
+		s->hash[s->nservers] = fm_place_server(v->address.text);
+	}
+}
+
+int fm_store_memcached_add(struct fm_cluster_shm *c, const char *address, char *why)
+{
+	unsigned n = atomic_load(&c->nservers);
+	struct fm_server_shm *shm = &c->server[n];
+	int known = fm_cluster_find(c, address), r;
+	struct fm_mc_address a;
+
+	if (known >= 0) {
+		atomic_store(&c->server[known].role, FM_SERVER_MEMBER);
+		return known;
+	}
+	if (n == FM_SERVERS) {
+		snprintf(why, FM_STORE_WHY, "%.100s: the table of %d servers is full", address, FM_SERVERS);
+		return -ENOSPC;
+	}
+	r = fm_mc_address(address, strlen(address), &a, why);
+	if (r)
+		return r;
+	memset(shm, 0, sizeof *shm);
+	memcpy(shm->address, a.text, sizeof shm->address);
+	memcpy(shm->sockaddr, &a.sa, sizeof a.sa);
+	shm->sockaddr_len = a.sa_len;
+	atomic_store(&shm->state, FM_SERVER_UP); /* until the contrary is seen */
+	atomic_store(&shm->since_ns, now_ns());
+	atomic_store(&c->nservers, n + 1);
+	return (int)n;
+}
+
+static uint64_t all_servers(const struct mc_store *s)
+{
+	return s->nservers == 64 ? UINT64_MAX : (1ull << s->nservers) - 1;
+}
+
+/* Put the URI's servers into the table, and open the first epoch when there is none. */
+static int fill_cluster(struct mc_store *s, char *why)
+{
+	uint64_t members = 0;
 
 	for (unsigned i = 0; i < s->uri.nservers; i++) {
+		int slot = fm_store_memcached_add(s->cluster, s->uri.server[i], why);
+
+		if (slot < 0)
+			return slot;
+		members |= 1ull << slot;
+	}
+	sync_servers(s);
+	if (!atomic_load(&s->cluster->epoch_now))
+		fm_cluster_open_epoch(s->cluster, members);
+	return 0;
+}
+
+/* Connect to all servers at once; those that are up must be fit, and when must_answer all must be up. */
+static int first_contact(struct mc_store *s, bool must_answer, char *why)
+{
+	struct fm_mc_conn *conns[FM_SERVERS];
+	struct fm_mc_run run = {.conns = conns, .n = s->nservers, .timeout_ns = 3000000000u, .handler = ignore, .greeter = greet, .arg = s};
+	int e = 0;
+
+	for (unsigned i = 0; i < s->nservers; i++) {
 		conns[i] = &s->server[i].conn;
 		fm_mc_begin(conns[i]);
 	}
 	fm_mc_run(&run);
-	for (unsigned i = 0; i < s->uri.nservers; i++) {
+	for (unsigned i = 0; i < s->nservers; i++) {
 		struct fm_mc_conn *c = conns[i];
 
-		if (!c->error) {
-			up++;
-		} else if (c->error == -EPROTO) {
+		if (c->error == -EPROTO && must_answer) {
 			/* Ask it alone again for the reason: it may have been another server's that was kept. */
 			struct fm_mc_run one = run;
 
@@ -164,19 +234,20 @@ static int first_contact(struct mc_store *s, bool must_answer, char *why)
 			else
 				snprintf(why, FM_STORE_WHY, "%.100s: does not speak memcached's protocol", c->address->text);
 			return -EPROTO;
-		} else if (!e) {
+		}
+		if (c->error && !e) {
 			e = c->error;
 			snprintf(why, FM_STORE_WHY, "%.100s: cannot be reached: %s", c->address->text, strerror(-e));
 		}
 	}
-	return up == s->uri.nservers || !must_answer ? 0 : e;
+	return must_answer ? e : 0;
 }
 
 static void mc_close(struct fm_store *store)
 {
 	struct mc_store *s = (struct mc_store *)store;
 
-	for (unsigned i = 0; i < s->uri.nservers; i++)
+	for (unsigned i = 0; i < s->nservers; i++)
 		fm_mc_fini(&s->server[i].conn);
 	while (s->seals) {
 		struct sealed_region *r = s->seals;
@@ -186,6 +257,7 @@ static void mc_close(struct fm_store *store)
 		free(r);
 	}
 	fm_key_close(s->key);
+	free(s->own_cluster);
 	free(s);
 }
 
@@ -197,17 +269,19 @@ static int mc_open(const char *uri, const struct fm_store_options *o, struct fm_
 	if (!s)
 		return -ENOMEM;
 	s->store.ops = &fm_store_memcached;
-	r = fm_mc_uri_parse(uri, &s->uri, why);
-	for (unsigned i = 0; r == 0 && i < s->uri.nservers; i++) {
-		const char *text = s->uri.server[i];
-
-		r = fm_mc_address(text, strlen(text), &s->server[i].address, why);
-		fm_mc_init(&s->server[i].conn, &s->server[i].address);
-		s->hash[i] = fm_place_server(text);
-		s->epoch.servers |= 1ull << i;
-	}
-	s->epoch.hash = s->hash;
 	s->replicas = o->replicas ? o->replicas : 1;
+	s->cluster = o->cluster;
+	r = fm_mc_uri_parse(uri, &s->uri, why);
+	if (r == 0 && !s->cluster) {
+		s->cluster = s->own_cluster = calloc(1, sizeof *s->cluster);
+		if (!s->cluster)
+			r = -ENOMEM;
+	}
+	/* The table is made once, by the daemon; other handles find it there. */
+	if (r == 0 && (s->own_cluster || o->make_cluster))
+		r = fill_cluster(s, why);
+	if (r == 0)
+		sync_servers(s);
 	if (r == 0 && !o->no_seal) {
 		if (!o->key_file) {
 			snprintf(why, FM_STORE_WHY, "a network store needs --key-file (made when missing) or --no-seal");
@@ -262,17 +336,30 @@ static size_t key_of(char key[KEY_BYTES], uint64_t region, uint64_t page, uint64
 				(unsigned long long)gen);
 }
 
+/*
+ * Where the copies of a page are by an epoch, best first. An epoch that is not known (its table was lost with daemon.state) leaves
+ * every server as a candidate.
+ */
+static unsigned placed(struct mc_store *s, uint64_t region, uint64_t page, uint32_t tag, uint8_t out[FM_PLACE_REPLICAS])
+{
+	uint64_t servers = fm_cluster_servers(s->cluster, tag) & all_servers(s);
+	struct fm_epoch e = {.number = tag, .servers = servers ? servers : all_servers(s), .hash = s->hash};
+
+	return fm_place(&e, region, page, servers ? s->replicas : FM_PLACE_REPLICAS, out);
+}
+
 static void begin(struct mc_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
 {
+	sync_servers(s);
 	s->seal = seal_of(s, region);
 	s->req = r;
 	s->n = n;
 	memset(s->outcome, UNTRIED, sizeof s->outcome);
 	for (unsigned i = 0; i < n; i++) {
-		s->copies = fm_place(&s->epoch, region, r[i].page, s->replicas, s->place[i]);
+		s->copies[i] = placed(s, region, r[i].page, r[i].epoch, s->place[i]);
 		key_of(s->key_text[i], region, r[i].page, r[i].gen);
 	}
-	for (unsigned k = 0; k < s->uri.nservers; k++) {
+	for (unsigned k = 0; k < s->nservers; k++) {
 		s->server[k].nsent = s->server[k].next = 0;
 		fm_mc_begin(&s->server[k].conn);
 	}
@@ -282,9 +369,15 @@ static void set_outcome(struct mc_store *s, unsigned i, const struct server *v, 
 {
 	unsigned k = (unsigned)(v - s->server);
 
-	for (unsigned c = 0; c < s->copies; c++)
+	for (unsigned c = 0; c < s->copies[i]; c++)
 		if (s->place[i][c] == k)
 			s->outcome[i][c] = (uint8_t)o;
+}
+
+static bool is_dead(const struct mc_store *s, const struct server *v)
+{
+	return (v->refused_ns && now_ns() - v->refused_ns > s->uri.gone_s * 1000000000ull) ||
+	       atomic_load(&s->cluster->server[v - s->server].state) == FM_SERVER_DEAD;
 }
 
 /* Why a server did not answer: is it dead, and its memory with it? */
@@ -295,7 +388,7 @@ static enum outcome silence(struct mc_store *s, struct server *v)
 	if (e == -ECONNREFUSED || e == -ENOENT) {
 		if (!v->refused_ns)
 			v->refused_ns = now_ns();
-		else if (now_ns() - v->refused_ns > s->uri.gone_s * 1000000000ull)
+		else if (is_dead(s, v))
 			return GONE;
 	} else {
 		v->refused_ns = 0;
@@ -306,7 +399,7 @@ static enum outcome silence(struct mc_store *s, struct server *v)
 /* Run what was sent; then every request without a reply has an outcome too. */
 static void run(struct mc_store *s, fm_mc_handler *handler)
 {
-	struct fm_mc_conn *conns[FM_MC_SERVERS];
+	struct fm_mc_conn *conns[FM_SERVERS];
 	struct fm_mc_run r = {
 	    .conns = conns,
 	    .timeout_ns = s->uri.timeout_ms * 1000000ull,
@@ -317,11 +410,11 @@ static void run(struct mc_store *s, fm_mc_handler *handler)
 	    .idle_arg = s->idle_arg,
 	};
 
-	for (unsigned k = 0; k < s->uri.nservers; k++)
+	for (unsigned k = 0; k < s->nservers; k++)
 		if (s->server[k].nsent)
 			conns[r.n++] = &s->server[k].conn;
 	fm_mc_run(&r);
-	for (unsigned k = 0; k < s->uri.nservers; k++) {
+	for (unsigned k = 0; k < s->nservers; k++) {
 		struct server *v = &s->server[k];
 		enum outcome o = UNKNOWN;
 
@@ -344,9 +437,14 @@ static bool can_ask(struct mc_store *s, unsigned i, struct server *v)
 {
 	if (!v->conn.error && fm_mc_usable(&v->conn))
 		return true;
-	set_outcome(s, i, v,
-		    v->refused_ns && now_ns() - v->refused_ns > s->uri.gone_s * 1000000000ull ? GONE : UNKNOWN);
+	set_outcome(s, i, v, is_dead(s, v) ? GONE : UNKNOWN);
 	return false;
+}
+
+/* Did the daemon's last look find it silent? Then others are asked first. */
+static bool looks_down(const struct mc_store *s, const struct server *v)
+{
+	return atomic_load(&s->cluster->server[v - s->server].state) != FM_SERVER_UP;
 }
 
 /* --- get */
@@ -382,29 +480,33 @@ static void on_get(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, cons
 	}
 }
 
+/* Ask one server of a page that was not asked yet; those that look down only when down is set. */
+static bool ask_one(struct mc_store *s, unsigned i, bool down)
+{
+	for (unsigned c = 0; c < s->copies[i]; c++) {
+		struct server *v = &s->server[s->place[i][c]];
+
+		if (s->outcome[i][c] != UNTRIED || (!down && looks_down(s, v)) || !can_ask(s, i, v))
+			continue;
+		if (fm_mc_add(&v->conn, v->nsent ? " " : "get ", v->nsent ? 1 : 4, 0) ||
+		    fm_mc_add(&v->conn, s->key_text[i], strlen(s->key_text[i]), 0))
+			return false;
+		s->outcome[i][c] = ASKED;
+		v->sent[v->nsent++] = (uint8_t)i;
+		return true;
+	}
+	return false;
+}
+
 /* Ask the next server of each page that has no answer yet. Returns whether anything was sent. */
 static bool ask_next(struct mc_store *s)
 {
 	bool any = false;
 
-	for (unsigned i = 0; i < s->n; i++) {
-		if (s->req[i].result == FM_STORE_OK)
-			continue;
-		for (unsigned c = 0; c < s->copies; c++) {
-			struct server *v = &s->server[s->place[i][c]];
-
-			if (s->outcome[i][c] != UNTRIED || !can_ask(s, i, v))
-				continue;
-			if (fm_mc_add(&v->conn, v->nsent ? " " : "get ", v->nsent ? 1 : 4, 0) ||
-			    fm_mc_add(&v->conn, s->key_text[i], strlen(s->key_text[i]), 0))
-				break;
-			s->outcome[i][c] = ASKED;
-			v->sent[v->nsent++] = (uint8_t)i;
+	for (unsigned i = 0; i < s->n; i++)
+		if (s->req[i].result != FM_STORE_OK && (ask_one(s, i, false) || ask_one(s, i, true)))
 			any = true;
-			break;
-		}
-	}
-	for (unsigned k = 0; k < s->uri.nservers; k++)
+	for (unsigned k = 0; k < s->nservers; k++)
 		if (s->server[k].nsent)
 			fm_mc_add(&s->server[k].conn, "\r\n", 2, 1);
 	return any;
@@ -427,7 +529,7 @@ static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req 
 		for (unsigned i = 0; i < k; i++) {
 			bool lost = r[at + i].result != FM_STORE_OK;
 
-			for (unsigned c = 0; lost && c < s->copies; c++)
+			for (unsigned c = 0; lost && c < s->copies[i]; c++)
 				lost = s->outcome[i][c] == MISSING || s->outcome[i][c] == GONE;
 			if (lost)
 				r[at + i].result = FM_STORE_LOST;
@@ -455,6 +557,7 @@ static int send_put(struct mc_store *s, unsigned i)
 {
 	const struct fm_store_req *r = &s->req[i];
 	char line[FM_MC_KEY_MAX + 64];
+	bool any_up = false;
 	int len = fm_value_encode(s->seal, r->page, r->gen, r->buf, s->value, &s->scratch);
 	size_t n;
 
@@ -463,10 +566,12 @@ static int send_put(struct mc_store *s, unsigned i)
 	/* Sealed once: every replica gets the same bytes. */
 	memcpy(s->value + len, "\r\n", 2);
 	n = fm_mc_set(line, sizeof line, s->key_text[i], (size_t)len);
-	for (unsigned c = 0; c < s->copies; c++) {
+	for (unsigned c = 0; c < s->copies[i]; c++)
+		any_up |= !looks_down(s, &s->server[s->place[i][c]]);
+	for (unsigned c = 0; c < s->copies[i]; c++) {
 		struct server *v = &s->server[s->place[i][c]];
 
-		if (!can_ask(s, i, v))
+		if ((any_up && looks_down(s, v)) || !can_ask(s, i, v))
 			continue;
 		if (fm_mc_add(&v->conn, line, n, 0) || fm_mc_add(&v->conn, s->value, (size_t)len + 2, 1))
 			return -ENOMEM;
@@ -486,20 +591,27 @@ static void on_delete(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, c
 		set_outcome(s, v->sent[v->next++], v, reply == FM_MC_DELETED || reply == FM_MC_NOT_FOUND ? GOOD : UNKNOWN);
 }
 
-/* Delete copies of request i with that generation from its servers. The reply counts in run() like any other. */
-static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_t gen)
+/* Delete copies of request i with that generation from its servers of that epoch, but not from those of the epoch *but (NULL: all). The reply counts in run() like any other. */
+static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_t gen, uint32_t epoch, const uint32_t *but)
 {
 	char key[KEY_BYTES], line[FM_MC_KEY_MAX + 64];
+	uint8_t place[FM_PLACE_REPLICAS], keep[FM_PLACE_REPLICAS];
+	unsigned copies = placed(s, region, s->req[i].page, epoch, place);
+	unsigned kept = but ? placed(s, region, s->req[i].page, *but, keep) : 0;
 	size_t n;
 
 	key_of(key, region, s->req[i].page, gen);
 	n = fm_mc_delete(line, sizeof line, key);
-	for (unsigned c = 0; c < s->copies; c++) {
-		struct server *v = &s->server[s->place[i][c]];
+	for (unsigned c = 0; c < copies; c++) {
+		struct server *v = &s->server[place[c]];
 
+		if (memchr(keep, place[c], kept)) {
+			set_outcome(s, i, v, GOOD);
+			continue;
+		}
 		if (!can_ask(s, i, v) || fm_mc_add(&v->conn, line, n, 1))
 			continue;
-		s->outcome[i][c] = ASKED;
+		set_outcome(s, i, v, ASKED);
 		v->sent[v->nsent++] = (uint8_t)i;
 	}
 }
@@ -509,7 +621,7 @@ static enum fm_store_result put_result(const struct mc_store *s, unsigned i)
 {
 	unsigned good = 0, full = 0;
 
-	for (unsigned c = 0; c < s->copies; c++) {
+	for (unsigned c = 0; c < s->copies[i]; c++) {
 		good += s->outcome[i][c] == GOOD;
 		full += s->outcome[i][c] == FULL;
 	}
@@ -533,10 +645,11 @@ static void mc_put(struct fm_store *store, uint64_t region, struct fm_store_req 
 			r[at + i].result = put_result(s, i);
 		/* Copies that no word will name: the one before, once this one is acknowledged; or this one, when it failed. */
 		for (unsigned i = 0; i < k; i++) {
-			uint64_t gen = r[at + i].result == FM_STORE_OK ? r[at + i].old_gen : r[at + i].gen;
+			bool good = r[at + i].result == FM_STORE_OK;
+			uint64_t gen = good ? r[at + i].old_gen : r[at + i].gen;
 
-			if (gen) {
-				send_delete(s, region, i, gen);
+			if (gen && !r[at + i].moving) {
+				send_delete(s, region, i, gen, good ? r[at + i].old_epoch : r[at + i].epoch, NULL);
 				clean = true;
 			}
 		}
@@ -554,12 +667,12 @@ static void mc_del(struct fm_store *store, uint64_t region, struct fm_store_req 
 
 		begin(s, region, r + at, k);
 		for (unsigned i = 0; i < k; i++)
-			send_delete(s, region, i, r[at + i].gen);
+			send_delete(s, region, i, r[at + i].gen, r[at + i].epoch, r[at + i].moving ? &r[at + i].old_epoch : NULL);
 		run(s, on_delete);
 		for (unsigned i = 0; i < k; i++) {
 			bool good = true;
 
-			for (unsigned c = 0; c < s->copies; c++)
+			for (unsigned c = 0; c < s->copies[i]; c++)
 				good &= s->outcome[i][c] == GOOD || s->outcome[i][c] == GONE;
 			r[at + i].result = good ? FM_STORE_OK : FM_STORE_DOWN;
 		}
@@ -587,65 +700,114 @@ static int mc_region_end(struct fm_store *store, uint64_t region)
 	return 0; /* its keys were deleted one by one: the store cannot list them */
 }
 
-struct usage {
-	uint64_t used, limit;
-	bool settings;
-};
-
-static void on_stats(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *i)
+static void on_stats(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
 {
-	struct fm_mc_hello *h = &c->hello;
-	char text[24];
-
 	(void)arg;
-	if (reply != FM_MC_STAT)
-		return;
-	snprintf(text, sizeof text, "%.*s", i->data_len > 20 ? 20 : (int)i->data_len, i->data);
-	if (i->key_len == 5 && memcmp(i->key, "bytes", 5) == 0)
-		h->used_bytes = strtoull(text, NULL, 10);
-	else if (i->key_len == 14 && memcmp(i->key, "limit_maxbytes", 14) == 0)
-		h->limit_bytes = strtoull(text, NULL, 10);
-	else if (i->key_len == 10 && memcmp(i->key, "curr_items", 10) == 0)
-		h->items = strtoull(text, NULL, 10);
+	if (reply == FM_MC_STAT)
+		fm_mc_learn(&c->hello, item);
+}
+
+/* Ask every server for its figures. v->nsent: was asked. */
+static void look_around(struct mc_store *s)
+{
+	struct fm_mc_conn *conns[FM_SERVERS];
+	struct fm_mc_run r = {.conns = conns, .timeout_ns = 100000000, .handler = on_stats, .greeter = greet, .arg = s};
+
+	sync_servers(s);
+	for (unsigned k = 0; k < s->nservers; k++) {
+		struct server *v = &s->server[k];
+
+		v->nsent = v->next = 0;
+		fm_mc_begin(&v->conn);
+		if (!fm_mc_usable(&v->conn) || fm_mc_add(&v->conn, "stats\r\n", 7, 1))
+			continue;
+		v->nsent = 1;
+		v->conn.hello.start_s = 0;
+		conns[r.n++] = &v->conn;
+	}
+	fm_mc_run(&r);
+}
+
+/* What the last look says of one server. Returns true when it has begun a new life, with empty hands. */
+static bool judge(struct mc_store *s, struct server *v)
+{
+	struct fm_server_shm *shm = &s->cluster->server[v - s->server];
+	const struct fm_mc_hello *h = &v->conn.hello;
+	uint32_t was = atomic_load(&shm->state), is = was;
+	bool restarted = false;
+
+	if (v->nsent && !v->conn.error) {
+		uint64_t start = atomic_load(&shm->start_s), apart = start > h->start_s ? start - h->start_s : h->start_s - start;
+
+		is = FM_SERVER_UP;
+		v->refused_ns = 0;
+		/* The clock that start is counted from ticks in seconds: one or two apart is the same life. */
+		restarted = atomic_load(&shm->pid) && (atomic_load(&shm->pid) != h->pid || apart > 2);
+		if (restarted)
+			atomic_fetch_add(&shm->restarts, 1);
+		atomic_store(&shm->pid, h->pid);
+		if (!start || restarted)
+			atomic_store(&shm->start_s, h->start_s);
+		atomic_store(&shm->used_bytes, h->used_bytes);
+		atomic_store(&shm->limit_bytes, h->limit_bytes);
+		atomic_store(&shm->items, h->items);
+		atomic_store(&shm->rtt_ns, v->conn.rtt_ns);
+	} else if (v->conn.error) {
+		is = silence(s, v) == GONE ? FM_SERVER_DEAD : was == FM_SERVER_DEAD ? FM_SERVER_DEAD : FM_SERVER_DOWN;
+	}
+	if (is != was) {
+		/* DEAD counts from when it went down. */
+		if (is != FM_SERVER_DEAD)
+			atomic_store(&shm->since_ns, now_ns());
+		atomic_store(&shm->state, is);
+	}
+	return restarted;
+}
+
+static void mc_monitor(struct fm_store *store)
+{
+	struct mc_store *s = (struct mc_store *)store;
+	struct fm_cluster_shm *c = s->cluster;
+	uint64_t members = 0, now;
+
+	look_around(s);
+	now = now_ns();
+	for (unsigned k = 0; k < s->nservers; k++) {
+		struct fm_server_shm *shm = &c->server[k];
+
+		s->epoch_due |= judge(s, &s->server[k]);
+		if (atomic_load(&shm->role) == FM_SERVER_DRAINED || atomic_load(&shm->state) == FM_SERVER_DEAD ||
+		    (atomic_load(&shm->state) == FM_SERVER_DOWN &&
+		     now - atomic_load(&shm->since_ns) > s->uri.away_s * 1000000000ull))
+			continue;
+		members |= 1ull << k;
+	}
+	fm_cluster_retire(c);
+	/* With nobody left there is nowhere to move to: then all wait. */
+	if (members && (s->epoch_due || members != fm_cluster_servers(c, FM_EPOCH_TAG(atomic_load(&c->epoch_now)))))
+		s->epoch_due = fm_cluster_open_epoch(c, members) != 0;
 }
 
 static int mc_usage(struct fm_store *store, uint64_t *used, uint64_t *limit)
 {
 	struct mc_store *s = (struct mc_store *)store;
-	unsigned up = 0;
+	bool down = false;
 
+	/* The monitor of a shared table has just looked. */
+	if (s->own_cluster) {
+		look_around(s);
+		for (unsigned k = 0; k < s->nservers; k++)
+			judge(s, &s->server[k]);
+	}
 	*used = *limit = 0;
-	for (unsigned k = 0; k < s->uri.nservers; k++) {
-		struct server *v = &s->server[k];
+	for (unsigned k = 0; k < s->nservers; k++) {
+		const struct fm_server_shm *shm = &s->cluster->server[k];
 
-		v->nsent = v->next = 0;
-		fm_mc_begin(&v->conn);
-		if (!fm_mc_usable(&v->conn))
-			continue;
-		fm_mc_add(&v->conn, "stats\r\n", 7, 1);
-		v->nsent = 1;
+		down |= atomic_load(&shm->state) != FM_SERVER_UP;
+		*used += fm_ld(&shm->used_bytes);
+		*limit += fm_ld(&shm->limit_bytes);
 	}
-	{
-		struct fm_mc_conn *conns[FM_MC_SERVERS];
-		struct fm_mc_run r = {
-		    .conns = conns, .timeout_ns = 300000000, .handler = on_stats, .greeter = greet, .arg = s};
-
-		for (unsigned k = 0; k < s->uri.nservers; k++)
-			if (s->server[k].nsent)
-				conns[r.n++] = &s->server[k].conn;
-		fm_mc_run(&r);
-	}
-	for (unsigned k = 0; k < s->uri.nservers; k++) {
-		struct server *v = &s->server[k];
-
-		if (v->nsent && !v->conn.error) {
-			up++;
-			*used += v->conn.hello.used_bytes;
-			*limit += v->conn.hello.limit_bytes;
-		}
-		v->nsent = 0;
-	}
-	return up == s->uri.nservers ? 0 : -EHOSTDOWN;
+	return down ? -EHOSTDOWN : 0;
 }
 
 const struct fm_store_ops fm_store_memcached = {
@@ -660,5 +822,6 @@ const struct fm_store_ops fm_store_memcached = {
     .forget = mc_forget,
     .region_end = mc_region_end,
     .usage = mc_usage,
+    .monitor = mc_monitor,
     .lists_no_keys = true,
 };

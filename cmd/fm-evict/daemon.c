@@ -20,6 +20,8 @@
 #include "evict.h"
 #include "log.h"
 
+#define MOVE_NS_PER_PAGE 60000 /* 64 MiB/s at most */
+
 /* A request to evict from one region. */
 struct task {
 	struct task *next;
@@ -31,6 +33,7 @@ struct task {
 struct slot {
 	struct slot *next;
 	bool purging; /* ended: its keys are being deleted */
+	bool moved;   /* its words were looked at in this pass */
 	struct fm_evict_region r;
 };
 
@@ -45,6 +48,10 @@ struct evictord {
 	struct task *tasks;
 	bool draining;
 	bool eof;
+	/* A pass over all words, moving pages to the newest placement epoch. */
+	uint64_t pass_epoch;   /* 0: none runs */
+	uint64_t pass_left;    /* pages that could not be moved in it */
+	uint64_t move_next_ns; /* not before */
 };
 
 static volatile sig_atomic_t terminated;
@@ -247,6 +254,46 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 	return left;
 }
 
+/*
+ * Some of a pass that moves pages to the newest epoch, at a bounded rate: it must not crowd out faults and evictions. Returns whether
+ * there is more to do.
+ */
+static bool do_moves(struct evictord *d, uint64_t now)
+{
+	struct fm_cluster_shm *c = &d->daemon->cluster;
+	uint64_t target = atomic_load(&c->epoch_now);
+	unsigned moved = 0;
+	struct slot *s;
+
+	if (!target || atomic_load(&c->settled) >= target)
+		return false;
+	if (now < d->move_next_ns)
+		return true;
+	if (d->pass_epoch != target) {
+		d->pass_epoch = target;
+		d->pass_left = 0;
+		for (s = d->slots; s; s = s->next) {
+			s->moved = false;
+			s->r.move_at = 0;
+		}
+	}
+	for (s = d->slots; s && (s->moved || s->purging || s->r.gone); s = s->next)
+		;
+	if (s) {
+		s->moved = fm_evict_move(&d->evictor, &s->r, &moved, &d->pass_left);
+		fm_bump(&c->pages_moved, moved);
+		d->move_next_ns = now + moved * MOVE_NS_PER_PAGE;
+		return true;
+	}
+	atomic_store(&c->pages_left, d->pass_left);
+	fm_bump(&c->passes, 1);
+	if (d->pass_left == 0)
+		atomic_store(&c->settled, target);
+	d->pass_epoch = 0;
+	d->move_next_ns = now + 200000000; /* what could not be moved is busy, or its server away: a little later */
+	return d->pass_left != 0;
+}
+
 static void look(struct evictord *d, uint64_t now)
 {
 	unsigned i = 0;
@@ -294,7 +341,7 @@ static int work(struct evictord *d)
 {
 	uint64_t now = fm_now_ns(), total = fm_ld(&d->daemon->resident), limit = fm_ld(&d->daemon->limit_pages), take;
 	struct fm_marks g = fm_policy_marks(limit);
-	bool tasks, moved, over, purging;
+	bool tasks, moved, over, purging, moving;
 	int pick;
 
 	if (total > g.high)
@@ -302,6 +349,7 @@ static int work(struct evictord *d)
 	else if (total <= g.low)
 		d->draining = false;
 	purging = do_purges(d);
+	moving = do_moves(d, now);
 	look(d, now);
 	tasks = do_tasks(d, now, &moved);
 	pick = fm_policy_pick(d->views, d->nslots, total, limit, d->draining, &take);
@@ -320,7 +368,7 @@ static int work(struct evictord *d)
 		if (fm_queue_count(s->r.deletes))
 			return tasks ? 0 : 5;
 	/* Where nothing moved, pages are busy for a moment or the store refuses: a little later. */
-	return tasks ? (moved ? 0 : 2) : over ? 5 : -1;
+	return tasks ? (moved ? 0 : 2) : over ? 5 : moving ? 2 : d->daemon->cluster.epoch_now ? 1000 : -1;
 }
 
 static void loop(struct evictord *d, struct evict_job *job)
@@ -437,6 +485,7 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 	o.key_file = *ok.key_file ? ok.key_file : NULL;
 	o.replicas = ok.replicas;
 	o.no_seal = ok.no_seal;
+	o.cluster = &d.daemon->cluster;
 	if (fm_store_open(ok.store_uri, &o, &store, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	if (fm_evictor_init(&d.evictor, d.daemon, store))

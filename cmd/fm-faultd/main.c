@@ -184,10 +184,18 @@ static void lock_run_dir(struct faultd *d)
 	fm_die(FM_EXIT_FAILED, "%s: in use by another fm-faultd", d->run_dir);
 }
 
+/* "dir:" of "dir:/path". */
+static const char *scheme_of(const char *uri, char to[32])
+{
+	snprintf(to, 32, "%.*s", (int)strcspn(uri, ":") % 31, uri);
+	return to;
+}
+
 static void open_daemon_state(struct faultd *d)
 {
 	struct fm_daemon_shm *s;
 	struct timespec t;
+	char a[32], b[32];
 
 	/* The same file as before, if there is one: who has it mapped sees us come. */
 	d->daemon_fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
@@ -197,7 +205,11 @@ static void open_daemon_state(struct faultd *d)
 	s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, d->daemon_fd, 0);
 	if (s == MAP_FAILED)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
-	memset(s, 0, sizeof *s);
+	/* Pages of regions to be taken over lie where the epochs of this table say. */
+	if (s->magic == FM_MAGIC_DAEMON && s->version == FM_SHM_VERSION && strcmp(scheme_of(s->store_uri, a), scheme_of(d->store_uri, b)) == 0)
+		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
+	else
+		memset(s, 0, sizeof *s);
 	s->version = FM_SHM_VERSION;
 	s->pid = getpid();
 	s->start_ns = fm_now_ns();
@@ -240,11 +252,14 @@ static void open_store(struct faultd *d)
 	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
 		free(ids);
 	d->store_options.must_answer = regions == 0;
+	d->store_options.make_cluster = true;
+	d->store_options.cluster = &d->daemon->cluster;
+	atomic_store(&d->daemon->cluster.replicas, d->store_options.replicas);
 	e = fm_store_open(d->store_uri, &d->store_options, &d->store, why);
 	if (e)
 		fm_die(e == -EINVAL ? FM_EXIT_USAGE : strncmp(d->store_uri, "dir:", 4) == 0 ? FM_EXIT_FAILED : FM_EXIT_PEER,
 		       "--store: %s", why);
-	d->store_options.must_answer = false;
+	d->store_options.must_answer = d->store_options.make_cluster = false;
 }
 
 static void make_room_for_descriptors(void)
@@ -289,8 +304,8 @@ int main(int argc, char **argv)
 	make_room_for_descriptors();
 	check_features(&d);
 	lock_run_dir(&d);
-	open_store(&d);
 	open_daemon_state(&d);
+	open_store(&d);
 	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	d.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	d.evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

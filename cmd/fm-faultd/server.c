@@ -371,6 +371,7 @@ static void on_timer(struct faultd *d)
 	if (read(d->timer_fd, &n, sizeof n) < 0)
 		return;
 	regions_check_alive(d);
+	fm_store_monitor(d->store);
 	e = fm_store_usage(d->store, &used, &limit);
 	atomic_store(&d->daemon->store_up, e == 0);
 	if (e == 0) {

@@ -109,7 +109,35 @@
 	F(fm_daemon_shm, store_used_bytes, 720, 8) \
 	F(fm_daemon_shm, store_limit_bytes, 728, 8) \
 	F(fm_daemon_shm, store_errors, 736, 8) \
-	S(fm_daemon_shm, 768) \
+	F(fm_daemon_shm, cluster, 768, 21808) \
+	S(fm_daemon_shm, 22592) \
+	F(fm_cluster_shm, nservers, 0, 4) \
+	F(fm_cluster_shm, replicas, 4, 4) \
+	F(fm_cluster_shm, epoch_now, 8, 8) \
+	F(fm_cluster_shm, settled, 16, 8) \
+	F(fm_cluster_shm, pages_left, 24, 8) \
+	F(fm_cluster_shm, pages_moved, 32, 8) \
+	F(fm_cluster_shm, passes, 40, 8) \
+	F(fm_cluster_shm, server, 48, 21504) \
+	F(fm_cluster_shm, epoch, 21552, 256) \
+	S(fm_cluster_shm, 21808) \
+	F(fm_server_shm, address, 0, 128) \
+	F(fm_server_shm, sockaddr, 128, 128) \
+	F(fm_server_shm, sockaddr_len, 256, 4) \
+	F(fm_server_shm, state, 260, 4) \
+	F(fm_server_shm, role, 264, 4) \
+	F(fm_server_shm, since_ns, 272, 8) \
+	F(fm_server_shm, used_bytes, 280, 8) \
+	F(fm_server_shm, limit_bytes, 288, 8) \
+	F(fm_server_shm, items, 296, 8) \
+	F(fm_server_shm, rtt_ns, 304, 8) \
+	F(fm_server_shm, pid, 312, 8) \
+	F(fm_server_shm, start_s, 320, 8) \
+	F(fm_server_shm, restarts, 328, 8) \
+	S(fm_server_shm, 336) \
+	F(fm_epoch_shm, number, 0, 8) \
+	F(fm_epoch_shm, servers, 8, 8) \
+	S(fm_epoch_shm, 16) \
 	F(fm_ctl_hdr, magic, 0, 4) \
 	F(fm_ctl_hdr, version, 4, 2) \
 	F(fm_ctl_hdr, type, 6, 2) \

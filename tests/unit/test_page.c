@@ -63,6 +63,12 @@ static const struct step *allowed(size_t *n)
 	STEP("punched, zero", W(DROPPING, ZE, 0), W(EMPTY, 0, 0));
 	STEP("punched, zero, old copy to delete", W(DROPPING, ZE | ST, 8), W(EMPTY, ST, 8));
 	STEP("punched, discarded", W(DROPPING, DI | ST, 8), W(EMPTY, ST, 8));
+	STEP("a discard meets BUSY", BUSY(REMOTE, ST, 7), BUSY(REMOTE, ST | DI, 7));
+	STEP("BUSY: discarded on the way", BUSY(REMOTE, ST | DI, 7), W(EMPTY, ST, 7));
+	STEP("DIRTY: its stale copy was deleted", W(DIRTY, ST, 7), W(DIRTY, 0, 7));
+	STEP("CLEAN: its copy moved to another epoch", W(CLEAN, ST, 7), fm_word_at_epoch(W(CLEAN, ST, 7), 5));
+	STEP("REMOTE: its copy moved to another epoch", W(REMOTE, ST, 7), fm_word_at_epoch(W(REMOTE, ST, 7), 5));
+	STEP("write-back by another epoch", W(DIRTY, ST, 7), fm_word_at_epoch(W(WRITEBACK, ST, 8), 5));
 #undef STEP
 	*n = i;
 	return t;
@@ -84,6 +90,12 @@ static const struct step *forbidden(size_t *n)
 	     "a generation changed outside a write-back");
 	STEP("drop takes a generation", W(WRITEBACK, ST, 8), W(DROPPING, ST, 9),
 	     "a generation changed outside a write-back");
+	STEP("a fault changes the epoch", W(REMOTE, ST, 7), fm_word_at_epoch(BUSY(REMOTE, ST, 7), 5),
+	     "an epoch changed outside a write-back or a move");
+	STEP("DIRTY changes its epoch", W(DIRTY, ST, 7), fm_word_at_epoch(W(DIRTY, ST, 7), 5),
+	     "an epoch changed outside a write-back or a move");
+	STEP("CLEAN becomes zero by itself", W(CLEAN, ST, 7), W(CLEAN, ST | ZE, 7),
+	     "a state nobody owns changed more than its copy");
 	STEP("BUSY with a wrong origin", W(REMOTE, ST, 7), BUSY(EMPTY, ST, 7), "BUSY forgot where it came from");
 	STEP("BUSY without its origin", W(DIRTY, ST, 7), BUSY(CLEAN, ST, 7), "BUSY forgot where it came from");
 	STEP("cancelled write-back counts as clean", W(WRITEBACK, ST, 8), BUSY(CLEAN, ST, 8),

@@ -1,0 +1,87 @@
+/*
+ * What all processes of a host know of the servers of its store: a table of servers and the placement epochs, in daemon.state.
+ *
+ * A page's word holds the epoch (modulo 1024) in which its copies were placed; the epoch's set of servers says where they are.
+ * A change of membership (a server that stays away, comes back, is added, drained, or was restarted and so lost all it had)
+ * opens a new epoch: from then on pages are put by the new one, and the evictor re-reads and re-writes in the background what the store
+ * holds by older ones. When a whole pass found no page of an older epoch, the older ones are retired. fm-faultd's main thread opens and
+ * retires epochs; the evictor moves pages and says how far it is; everybody reads.
+ */
+#ifndef FM_CLUSTER_H
+#define FM_CLUSTER_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define FM_SERVERS        64
+#define FM_EPOCHS         16
+#define FM_SERVER_ADDRESS 128 /* bytes of a server's name with its NUL */
+
+enum fm_server_state {
+	FM_SERVER_NONE = 0, /* slot not in use */
+	FM_SERVER_UP,       /* answered last time */
+	FM_SERVER_DOWN,     /* does not answer: its pages wait, or come from their other servers */
+	FM_SERVER_DEAD,     /* refuses connections for longer than ?gone=: what it held is lost */
+};
+
+enum fm_server_role {
+	FM_SERVER_MEMBER = 0, /* takes part in new epochs when it is up */
+	FM_SERVER_DRAINED,    /* takes no new pages; those it has move away */
+};
+
+/* Written by fm-faultd's main thread only. */
+struct fm_server_shm {
+	char address[FM_SERVER_ADDRESS]; /* set before state leaves NONE; never changed after */
+	unsigned char sockaddr[128];     /* resolved by fm-faultd: struct sockaddr_storage */
+	uint32_t sockaddr_len;
+	_Atomic uint32_t state; /* enum fm_server_state */
+	_Atomic uint32_t role;  /* enum fm_server_role */
+	uint32_t reserved;
+	_Atomic uint64_t since_ns; /* CLOCK_MONOTONIC: in this state since */
+	_Atomic uint64_t used_bytes, limit_bytes, items;
+	_Atomic uint64_t rtt_ns;       /* of the last look */
+	_Atomic uint64_t pid, start_s; /* one life of the server; 0 not known */
+	_Atomic uint64_t restarts;     /* lives after the first that were seen */
+};
+
+/* Written by fm-faultd's main thread only. */
+struct fm_epoch_shm {
+	_Atomic uint64_t number;  /* 1, 2, ...; 0: slot not in use */
+	_Atomic uint64_t servers; /* bit i: server i takes part */
+};
+
+struct fm_cluster_shm {
+	_Atomic uint32_t nservers; /* slots ever used */
+	_Atomic uint32_t replicas;
+	_Atomic uint64_t epoch_now; /* number of the newest epoch, whose slot is complete; 0: none (dir:) */
+	/* Written by the evictor only. */
+	_Atomic uint64_t settled;     /* no page's word names an epoch older than this */
+	_Atomic uint64_t pages_left;  /* of older epochs, as the last whole pass found */
+	_Atomic uint64_t pages_moved; /* re-written by a newer epoch, ever */
+	_Atomic uint64_t passes;      /* over all words, ever */
+	struct fm_server_shm server[FM_SERVERS];
+	struct fm_epoch_shm epoch[FM_EPOCHS];
+};
+
+/* Modulo 1024, as a page's word holds an epoch. */
+#define FM_EPOCH_TAG(number) ((uint32_t)((number) & 0x3ff))
+
+/*
+ * The servers of the epoch with that tag. Returns their bitmap, or 0 when no epoch in use has it. Any thread, any process.
+ */
+uint64_t fm_cluster_servers(const struct fm_cluster_shm *c, uint32_t tag);
+
+/*
+ * Open a new epoch with those servers. Returns 0, or -EAGAIN: every slot is in use until the evictor has moved the pages of older ones.
+ * fm-faultd's main thread only.
+ */
+int fm_cluster_open_epoch(struct fm_cluster_shm *c, uint64_t servers);
+
+/* Retire the epochs that c->settled says no page names. fm-faultd's main thread only. */
+void fm_cluster_retire(struct fm_cluster_shm *c);
+
+/* The slot of a server by its address, or -1. */
+int fm_cluster_find(const struct fm_cluster_shm *c, const char *address);
+
+#endif
