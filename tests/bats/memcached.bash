@@ -119,6 +119,10 @@ has_lines() {
 	[ "$(wc -l < "$1")" -ge "$2" ]
 }
 
+answered_or_gone() {
+	has_lines "$FM_TMP/$1.out" "$LOST_NEXT" || gone "${LOST_PID[$1]}"
+}
+
 # Send a command and do not wait.
 lost_send() {
 	LOST_NEXT=$(($(wc -l < "$FM_TMP/$1.out") + 1))
@@ -127,7 +131,7 @@ lost_send() {
 
 # The answer to the last command sent, within so many seconds.
 lost_answer() {
-	wait_for "$2" has_lines "$FM_TMP/$1.out" "$LOST_NEXT" || {
+	wait_for "$2" answered_or_gone "$1" && has_lines "$FM_TMP/$1.out" "$LOST_NEXT" || {
 		cat "$FM_TMP/$1.err" "$FM_TMP/faultd.log" >&2
 		"$FM_BIN/fm-stat" -j >&2
 		return 1

@@ -19,6 +19,7 @@
 #include <getopt.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -73,27 +74,17 @@ static void content(size_t p, uint32_t v, uint64_t out[PAGE / 8])
 		memcpy((char *)out + i, text, strlen(text));
 }
 
-/* Returns false when the page raised SIGBUS. */
-static bool read_page(size_t p, uint64_t out[PAGE / 8])
+/* memcpy of a page. Returns false when it raised SIGBUS. */
+static bool copy(void *to, const void *from)
 {
 	if (sigsetjmp(trap, 1)) {
 		armed = 0;
 		return false;
 	}
 	armed = 1;
-	memcpy(out, memory + p * PAGE, PAGE);
-	armed = 0;
-	return true;
-}
-
-static bool write_page(size_t p, const uint64_t in[PAGE / 8])
-{
-	if (sigsetjmp(trap, 1)) {
-		armed = 0;
-		return false;
-	}
-	armed = 1;
-	memcpy(memory + p * PAGE, in, PAGE);
+	atomic_signal_fence(memory_order_seq_cst); /* the compiler must not move the copy out of here */
+	memcpy(to, from, PAGE);
+	atomic_signal_fence(memory_order_seq_cst);
 	armed = 0;
 	return true;
 }
@@ -104,7 +95,7 @@ static int look(size_t p)
 	static const uint64_t none[PAGE / 8];
 	uint64_t got[PAGE / 8], want[PAGE / 8];
 
-	if (!read_page(p, got))
+	if (!copy(got, memory + p * PAGE))
 		return 0;
 	content(p, version[p], want);
 	if (memcmp(got, want, PAGE) == 0)
@@ -122,7 +113,7 @@ static bool rewrite(size_t p)
 	uint64_t bytes[PAGE / 8];
 
 	content(p, version[p] + 1, bytes);
-	if (!write_page(p, bytes))
+	if (!copy(memory + p * PAGE, bytes))
 		return false;
 	version[p]++;
 	return true;
