@@ -334,12 +334,7 @@ int fm_registry_open(const struct fm_registry_options *o, unsigned deadline_ms, 
 	pthread_mutex_lock(&r->mutex);
 	while (!r->here && !r->fatal && fm_registry_now() < until)
 		wait_until(r, until);
-	if (r->here)
-		e = 0;
-	else if (r->fatal == -ENOENT)
-		e = -ENOENT;
-	else
-		e = o->must_answer ? -EHOSTUNREACH : 0;
+	e = r->here || !o->must_answer ? 0 : r->fatal ? r->fatal : -EHOSTUNREACH;
 	snprintf(why, FM_REGISTRY_WHY, "%s", r->why);
 	pthread_mutex_unlock(&r->mutex);
 	if (e) {

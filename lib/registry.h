@@ -56,9 +56,9 @@ struct fm_registry_claim {
 };
 
 /*
- * Start, and wait for the registry at most deadline_ms. Returns 0 and *out, or -errno with one line in why: -ENOENT (the chroot does not exist,
- * also when must_answer is false), -EHOSTUNREACH (no server answers, a name cannot be resolved; only when must_answer), -ENOMEM,
- * -EAGAIN (no thread).
+ * Start, and wait for the registry at most deadline_ms. Returns 0 and *out, or -errno with one line in why: only when it
+ * must answer -ENOENT (the chroot does not exist) and -EHOSTUNREACH (no server answers, a name cannot be resolved); -ENOMEM, -EAGAIN
+ * (no thread).
  */
 int fm_registry_open(const struct fm_registry_options *o, unsigned deadline_ms, struct fm_registry **out, char *why);
 

@@ -139,6 +139,15 @@ static bool check_store(const struct faultd *d)
 	return say(true, "store", text);
 }
 
+static bool check_registry(const struct faultd *d)
+{
+	char why[FM_STORE_WHY];
+
+	if (registry_probe(d->registry_uri, why))
+		return say(false, "registry", why);
+	return say(true, "registry", d->registry_uri);
+}
+
 int check_host(const struct faultd *d)
 {
 	bool good = check_kernel();
@@ -148,6 +157,6 @@ int check_host(const struct faultd *d)
 	good &= check_ptrace();
 	good &= check_run_dir(d);
 	good &= check_store(d);
-	say(true, "registry", "none");
+	good &= check_registry(d);
 	return good ? FM_EXIT_OK : FM_EXIT_FAILED;
 }

@@ -18,7 +18,7 @@
 #define MAX_CONNECTIONS 512
 
 /* What an epoll event is about; the first member of whatever its pointer points to. */
-enum watch_kind { WATCH_LISTEN, WATCH_SIGNAL, WATCH_TIMER, WATCH_NEWS, WATCH_CONN, WATCH_CLIENT };
+enum watch_kind { WATCH_LISTEN, WATCH_SIGNAL, WATCH_TIMER, WATCH_NEWS, WATCH_CONN, WATCH_CLIENT, WATCH_REGISTRY };
 struct watch {
 	enum watch_kind kind;
 };
@@ -58,6 +58,7 @@ struct faultd {
 	/* options */
 	const char *store_uri;
 	struct fm_store_options store_options;
+	const char *registry_uri;
 	const char *run_dir;
 	uint64_t local_pages;
 	unsigned shards; /* of a region, at most */
@@ -79,6 +80,8 @@ struct faultd {
 	bool child_came_up;   /* it has connected */
 	uint64_t respawn_ns;  /* when to start another; 0: no need */
 	uint64_t next_cookie;
+	struct fm_registry *registry; /* NULL: none */
+	struct collector *collector;
 	atomic_bool hold; /* are fills held back above the hard mark? */
 	bool stop;
 };
@@ -133,6 +136,33 @@ void evictor_kick(struct faultd *d);
 void evictor_reap(struct faultd *d);
 /* Make sure that no evictor of another time lives on: it would own pages that we are about to mend. */
 int evictor_exclude(struct faultd *d);
+
+/* registry.c: what other hosts know of us. All of it does nothing without a registry, but registry_check(). */
+struct fm_registry;
+struct collector;
+/* Is the URI good? Returns 0, or -EINVAL with why. */
+int registry_check(const struct faultd *d, char *why);
+/* Connect, within some seconds; but when there are regions to take over, it may come later. Returns 0 or -errno with why. */
+int registry_open(struct faultd *d, char *why);
+/* Can it be used? Leaves nothing there. Returns 0 or -errno with why. */
+int registry_probe(const char *uri, char *why);
+/* Every region of the run directory has been taken over or freed. */
+void registry_regions_known(struct faultd *d);
+/* An id that no region of any host has, recorded; *id stays as it is without a registry. Waits 2 s at most. 0 or -errno with why. */
+int registry_region_new(struct faultd *d, uint64_t pages, uint64_t *id, char *why);
+/* The region is freed, or did not come to be. */
+void registry_region_end(struct faultd *d, uint64_t id);
+/* Its descriptor is readable. */
+void registry_news(struct faultd *d);
+/* regions_left: some wait for the next fm-faultd. */
+void registry_close(struct faultd *d, bool regions_left);
+
+/*
+ * collect.c: the thread that deletes what dead hosts left in the store. Returns 0 and *out, or -errno. collector_stop() says
+ * whether the thread has ended: if not, it still uses the registry, and the process must end soon.
+ */
+int collector_start(struct fm_registry *r, const char *store_uri, uint64_t host_id, unsigned grace_s, struct collector **out);
+bool collector_stop(struct collector *c);
 
 /* check.c: --check. Returns the exit code. */
 int check_host(const struct faultd *d);

@@ -30,7 +30,7 @@ static const char usage[] =
     "\n"
     "  -s, --store URI      where pages go: dir:/path (default dir:/var/lib/fm)\n"
     "  -l, --local SIZE     memory all regions together keep on this host (default 50% of it; none: no limit)\n"
-    "  -r, --registry URI   none (default)\n"
+    "  -r, --registry URI   cluster state: none (default), zookeeper://host:port[,...][/chroot]\n"
     "  -d, --run-dir DIR    control socket and state files (default $FM_RUN_DIR, else /run/fm)\n"
     "      --ready-fd N     write a newline to descriptor N when clients are accepted\n"
     "      --shards N       fault threads of a large region at most, 1 to 16\n"
@@ -91,7 +91,7 @@ struct arguments {
 static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 {
 	char store_why[FM_STORE_WHY];
-	const char *why, *registry = "none";
+	const char *why;
 	int c;
 
 	while ((c = getopt_long(argc, argv, "s:l:r:d:nvVh", options, NULL)) != -1) {
@@ -108,7 +108,7 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 				fm_die(FM_EXIT_USAGE, "--local: %s: %s", arg, why);
 			break;
 		case 'r':
-			registry = arg;
+			d->registry_uri = arg;
 			break;
 		case 'd':
 			d->run_dir = arg;
@@ -159,8 +159,8 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 		fm_die(FM_EXIT_USAGE, "--store: %.60s...: longer than %d bytes", d->store_uri, FM_URI_MAX - 1);
 	if (fm_store_check(d->store_uri, &d->store_options, store_why))
 		fm_die(FM_EXIT_USAGE, "%s%s", strncmp(store_why, "--", 2) == 0 ? "" : "--store: ", store_why);
-	if (strcmp(registry, "none") != 0)
-		fm_die(FM_EXIT_USAGE, "--registry: %s: unknown registry; known are none", registry);
+	if (registry_check(d, store_why))
+		fm_die(FM_EXIT_USAGE, "--registry: %s", store_why);
 }
 
 /* Be the only fm-faultd of the run directory, or die naming the one that is. */
@@ -278,6 +278,7 @@ int main(int argc, char **argv)
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN) / 2;
 	struct faultd d = {
 	    .store_uri = "dir:/var/lib/fm",
+	    .registry_uri = "none",
 	    .local_pages = host_pages() / 2,
 	    .shards = cpus < 1 ? 1 : cpus > 4 ? 4 : (unsigned)cpus,
 	    .spawn_evictor = true,
@@ -285,6 +286,7 @@ int main(int argc, char **argv)
 	struct arguments a = {.ready_fd = -1};
 	char why[FM_STORE_WHY] = "";
 	sigset_t signals;
+	bool left;
 	int e;
 
 	fm_log_init("fm-faultd");
@@ -312,6 +314,9 @@ int main(int argc, char **argv)
 	if (d.epoll_fd < 0 || d.news_fd < 0 || d.evict_fd < 0)
 		fm_die(FM_EXIT_FAILED, "cannot make descriptors: %m");
 	atomic_init(&d.hold, d.spawn_evictor);
+	e = registry_open(&d, why);
+	if (e)
+		fm_die(e == -ENOENT || e == -EHOSTUNREACH ? FM_EXIT_PEER : FM_EXIT_FAILED, "--registry: %s", why);
 
 	/* What an fm-faultd before us served. No evictor of its time may still move pages. */
 	e = evictor_exclude(&d);
@@ -319,6 +324,7 @@ int main(int argc, char **argv)
 		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	if (region_take_over(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
+	registry_regions_known(&d);
 
 	if (server_open(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
@@ -331,7 +337,9 @@ int main(int argc, char **argv)
 		close(a.ready_fd);
 	}
 	server_run(&d);
+	left = d.regions != NULL;
 	server_close(&d);
+	registry_close(&d, left);
 	fm_store_close(d.store);
 	return FM_EXIT_OK;
 }

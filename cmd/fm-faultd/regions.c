@@ -162,6 +162,7 @@ void region_free(struct faultd *d, struct region *r)
 	atomic_fetch_sub(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
 	fm_info("region %016llx: ended", (unsigned long long)id);
 	region_unlink_state(d, r);
+	registry_region_end(d, id);
 	close_region(d, r);
 	for (struct conn *c = d->conns; c; c = c->next)
 		if (c->waits_region == id) {

@@ -126,20 +126,19 @@ static uint64_t realtime_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Make region-<id>.state with a fresh random id, all words EMPTY; hdr->magic is not set yet. */
-static int make_state(struct faultd *d, const struct fm_ctl_register *m, struct fm_region_map *out)
+/* Make region-<id>.state, all words EMPTY; hdr->magic is not set yet. id 0: a fresh random one. */
+static int make_state(struct faultd *d, const struct fm_ctl_register *m, uint64_t id, struct fm_region_map *out)
 {
-	uint64_t id, shards_at, words_at, size;
+	uint64_t shards_at, words_at, size;
 	char name[FM_REGION_FILE_MAX];
 	struct fm_region_hdr *h;
 	int fd, e;
 
 	if (fm_shmfile_layout(m->pages, m->nshards, &shards_at, &words_at, &size))
 		return -EINVAL;
-	do {
+	while (id == 0 || region_find(d, id))
 		if (getrandom(&id, sizeof id, 0) != (ssize_t)sizeof id)
 			return -EIO;
-	} while (id == 0 || region_find(d, id));
 	fm_shmfile_region_name(id, name);
 	fd = openat(d->run_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0640);
 	if (fd < 0)
@@ -247,7 +246,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	struct fm_ctl_region reply;
 	struct region *r;
 	struct stat st;
-	uint64_t start = 0;
+	uint64_t start = 0, id = 0;
 	int e;
 
 	e = check_message(c, m, &why);
@@ -274,8 +273,14 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 		conn_error(c, -e, "client: process %d is gone", pid);
 		goto close_pidfd;
 	}
-	e = make_state(d, m, &r->map);
+	e = registry_region_new(d, m->pages, &id, store_why);
 	if (e) {
+		conn_error(c, -e, "%s", store_why);
+		goto close_pidfd;
+	}
+	e = make_state(d, m, id, &r->map);
+	if (e) {
+		registry_region_end(d, id);
 		conn_error(c, -e, "%s: cannot make the region's state file: %s", d->run_dir, strerror(-e));
 		goto close_pidfd;
 	}
@@ -326,6 +331,7 @@ close_all:
 			close(r->uffd[i].fd);
 	close(r->memfd);
 	region_unlink_state(d, r);
+	registry_region_end(d, r->map.hdr->id);
 	fm_shmfile_region_unmap(&r->map);
 close_pidfd:
 	if (r->pidfd >= 0)

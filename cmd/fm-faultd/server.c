@@ -414,6 +414,9 @@ void server_run(struct faultd *d)
 			case WATCH_NEWS:
 				on_news(d);
 				break;
+			case WATCH_REGISTRY:
+				registry_news(d);
+				break;
 			case WATCH_CONN:
 				on_conn(d, (struct conn *)w);
 				break;

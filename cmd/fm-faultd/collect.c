@@ -1,0 +1,244 @@
+/*
+ * The collector: a thread that deletes what dead hosts left in the store, and leaves a sign of life of this host there.
+ *
+ * A host whose node has been gone from the registry for the grace time may still live: only cut off from ZooKeeper. So each host
+ * leaves a key in its store's servers that expires unless it is renewed, and a host that can still do that is not collected: it
+ * reaches the pages it would lose.
+ */
+#include "faultd.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "evict.h"
+#include "log.h"
+#include "mccollect.h"
+#include "mcuri.h"
+#include "registry.h"
+
+#define TURN_MS    500
+#define ORDER_MS   1000
+#define BEAT_MS    1000
+#define SERVER_MS  5000
+#define REGION_NS  (600 * 1000000000ull) /* for one region on all its servers; then others come first */
+#define LOST_NS    2000000000u           /* how often it is looked whether a host is back */
+#define BEATS      3                     /* servers that get a sign of life */
+
+struct collector {
+	pthread_t thread;
+	pthread_mutex_t mutex;
+	pthread_cond_t cond; /* CLOCK_MONOTONIC */
+	bool stop;           /* under the mutex */
+	struct fm_registry *registry;
+	uint64_t host_id;
+	unsigned ttl_s;
+	struct fm_mc_uri own; /* our store's servers; none when it is of another kind */
+	/* of the region under way */
+	const struct fm_registry_claim *claim;
+	uint64_t until_ns, look_ns;
+	bool lost;
+};
+
+static bool stopping(struct collector *c)
+{
+	bool stop;
+
+	pthread_mutex_lock(&c->mutex);
+	stop = c->stop;
+	pthread_mutex_unlock(&c->mutex);
+	return stop;
+}
+
+/* --- signs of life */
+
+static void beat(struct collector *c)
+{
+	unsigned done = 0;
+
+	for (unsigned i = 0; i < c->own.nservers && done < BEATS && !stopping(c); i++) {
+		struct fm_mc_address a;
+		char why[256];
+
+		if (fm_mc_address(c->own.server[i], strlen(c->own.server[i]), &a, why) == 0)
+			done += fm_mccollect_beat(&a, c->host_id, c->ttl_s, BEAT_MS) == 0;
+	}
+}
+
+static bool shows_life(const struct fm_mc_address *a, unsigned n, uint64_t host)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (fm_mccollect_beats(&a[i], host, BEAT_MS) == 1)
+			return true;
+	return false;
+}
+
+/* --- one region */
+
+/* The servers of a store's URI, added to a[0, n). Returns the new n, or -errno. */
+static int add_servers(const char *uri, struct fm_mc_address *a, int n, char *why)
+{
+	struct fm_mc_uri *u = malloc(sizeof *u);
+	int e = u ? fm_mc_uri_parse(uri, u, why) : -ENOMEM;
+
+	for (unsigned i = 0; e == 0 && i < u->nservers; i++) {
+		int k = 0;
+
+		while (k < n && strcmp(a[k].text, u->server[i]) != 0)
+			k++;
+		if (k == n && n < 2 * FM_MC_SERVERS)
+			e = fm_mc_address(u->server[i], strlen(u->server[i]), &a[n], why), n += e == 0;
+	}
+	free(u);
+	return e ? e : n;
+}
+
+static bool give_up(void *arg)
+{
+	struct collector *c = arg;
+	uint64_t now = fm_now_ns();
+
+	if (stopping(c) || now > c->until_ns)
+		return true;
+	if (now > c->look_ns) {
+		c->lost |= fm_registry_claim_lost(c->registry, c->claim, ORDER_MS);
+		c->look_ns = fm_now_ns() + LOST_NS;
+	}
+	return c->lost;
+}
+
+/* Returns 0, or -errno with why: it is tried again later. */
+static int collect(struct collector *c, const struct fm_registry_claim *claim, uint64_t *deleted, char *why)
+{
+	struct fm_mccollect m = {.region = claim->id, .timeout_ms = SERVER_MS, .stop = give_up, .arg = c};
+	struct fm_mc_address *a;
+	int n, e = 0;
+
+	if (strncmp(claim->record.store, "dir:", 4) == 0)
+		return 0; /* files of that host: nobody else has them */
+	if (strncmp(claim->record.store, "memcached:", 10) != 0) {
+		snprintf(why, 256, "%.100s: is not a store that can be collected", claim->record.store);
+		return -EOPNOTSUPP;
+	}
+	a = calloc((size_t)2 * FM_MC_SERVERS, sizeof *a);
+	snprintf(why, 256, "out of memory");
+	n = a ? add_servers(claim->record.store, a, 0, why) : -ENOMEM;
+	c->claim = claim;
+	c->until_ns = fm_now_ns() + REGION_NS;
+	c->look_ns = 0;
+	c->lost = false;
+	if (n < 0) {
+		e = n;
+	} else if (!claim->orphan && shows_life(a, (unsigned)n, claim->host)) {
+		snprintf(why, 256, "the host still reaches the store, though not the registry");
+		e = -EBUSY;
+	}
+	for (int i = 0; i < n && e == 0; i++) {
+		e = fm_mccollect_server(&a[i], &m, why);
+		if (e == -ECONNREFUSED || e == -ENOENT)
+			e = 0; /* no server: what it held is gone with it */
+	}
+	if (e == -ECANCELED && c->lost)
+		snprintf(why, 256, "the host is back, or the registry away");
+	*deleted = m.deleted;
+	free(a);
+	return e;
+}
+
+static void one_region(struct collector *c)
+{
+	struct fm_registry_claim claim;
+	uint64_t deleted = 0;
+	char why[256] = "";
+	int e;
+
+	if (fm_registry_claim(c->registry, ORDER_MS, &claim))
+		return;
+	e = collect(c, &claim, &deleted, why);
+	fm_registry_claim_done(c->registry, &claim, e == 0);
+	if (e)
+		fm_info("host %016" PRIx64 ": region %016" PRIx64 ": not collected yet: %s", claim.host, claim.id, why);
+	else
+		fm_warn("host %016" PRIx64 "%s: region %016" PRIx64 ": collected: %" PRIu64 " keys deleted", claim.host,
+			claim.orphan ? " (this one)" : " is gone", claim.id, deleted);
+}
+
+/* --- the thread */
+
+static void *collector_thread(void *arg)
+{
+	struct collector *c = arg;
+	uint64_t beat_ns = 0;
+
+	while (!stopping(c)) {
+		struct timespec t;
+
+		if (fm_now_ns() >= beat_ns) {
+			beat_ns = fm_now_ns() + c->ttl_s * 250000000ull;
+			beat(c);
+		}
+		one_region(c);
+		clock_gettime(CLOCK_MONOTONIC, &t);
+		t.tv_nsec += TURN_MS * 1000000l;
+		t.tv_sec += t.tv_nsec / 1000000000;
+		t.tv_nsec %= 1000000000;
+		pthread_mutex_lock(&c->mutex);
+		while (!c->stop && pthread_cond_timedwait(&c->cond, &c->mutex, &t) == 0)
+			;
+		pthread_mutex_unlock(&c->mutex);
+	}
+	return NULL;
+}
+
+int collector_start(struct fm_registry *r, const char *store_uri, uint64_t host_id, unsigned grace_s, struct collector **out)
+{
+	struct collector *c = calloc(1, sizeof *c);
+	pthread_condattr_t attr;
+	char why[256];
+	int e;
+
+	if (!c)
+		return -ENOMEM;
+	c->registry = r;
+	c->host_id = host_id;
+	c->ttl_s = grace_s == 0 ? 60 : grace_s < 4 ? 4 : grace_s;
+	if (strncmp(store_uri, "memcached:", 10) == 0 && fm_mc_uri_parse(store_uri, &c->own, why))
+		c->own.nservers = 0;
+	pthread_mutex_init(&c->mutex, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&c->cond, &attr);
+	pthread_condattr_destroy(&attr);
+	e = pthread_create(&c->thread, NULL, collector_thread, c);
+	if (e) {
+		free(c);
+		return -e;
+	}
+	*out = c;
+	return 0;
+}
+
+bool collector_stop(struct collector *c)
+{
+	struct timespec t;
+
+	if (!c)
+		return true;
+	pthread_mutex_lock(&c->mutex);
+	c->stop = true;
+	pthread_cond_signal(&c->cond);
+	pthread_mutex_unlock(&c->mutex);
+	/* It may wait for a name to be resolved: the process ends without it then. */
+	clock_gettime(CLOCK_REALTIME, &t);
+	t.tv_sec += 2;
+	if (pthread_timedjoin_np(c->thread, NULL, &t))
+		return false;
+	pthread_cond_destroy(&c->cond);
+	pthread_mutex_destroy(&c->mutex);
+	free(c);
+	return true;
+}
