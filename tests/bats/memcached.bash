@@ -183,3 +183,35 @@ addresses() {
 	done
 	echo "$list"
 }
+
+# proxy_start NAME SERVER [ARGS...]: tests/proxy/mcproxy.py in front of that server.
+proxy_start() {
+	local name=$1 server=${MC_AT[$2]}
+	shift 2
+	"$FM_PYTHON" "$FM_PROXY/mcproxy.py" "$FM_TMP/$name.sock" "$server" "$FM_TMP/$name.ctl" "$@" \
+		3>&- < /dev/null > "$FM_TMP/$name.log" 2>&1 &
+	track $!
+	wait_for 5 grep -q listening "$FM_TMP/$name.log" || {
+		cat "$FM_TMP/$name.log" >&2
+		return 1
+	}
+	head -1 "$FM_TMP/$name.log"
+	MC_AT[$name]=$FM_TMP/$name.sock
+}
+
+# proxy NAME COMMAND...
+proxy() {
+	"$FM_PYTHON" "$FM_PROXY/mcproxy.py" ctl "$FM_TMP/$1.ctl" "${@:2}"
+}
+
+# How often the proxy did something: proxy_did NAME FAULT
+proxy_did() {
+	local all
+	all=" $(proxy "$1" stats) "
+	[[ $all =~ " $2="([0-9]+) ]] && echo "${BASH_REMATCH[1]}"
+}
+
+# proxy_holds NAME N: at least that many requests wait there.
+proxy_holds() {
+	[ "$(proxy_did "$1" held)" -ge "$2" ]
+}
