@@ -148,9 +148,40 @@ tortured() {
 	lost_say one 60 check
 	[ "$(lost_number lost)" -eq "$lost" ] && [ "$(lost_number wrong)" -eq 0 ]
 	[ "$(region_stat one pages_lost)" -eq "$lost" ]
-	# The rest works; few enough to fit into memory, for nothing more can be written where b was.
-	lost_say one 30 'churn 500 100'
+	# The rest works, and is stored where there is a server.
+	lost_say one 60 'churn 4000 2048'
 	[ "$(lost_number wrong)" -eq 0 ]
+	lost_say one 60 check
+	[ "$(lost_number lost)" -eq "$lost" ] && [ "$(lost_number wrong)" -eq 0 ]
+	lost_end one
+	wait_for 20 no_regions
+	wait_for 10 mc_empty a
+	stop_faultd
+}
+
+# Each page that is away is on server a, and on c.
+on_both() {
+	local away
+	away=$(region_stat one remote_pages)
+	[ "$(mc_items a)" -ge "$away" ] && [ "$(mc_items c)" -ge "$away" ]
+}
+
+@test "R=2 of three servers, one killed for good and then another: 0 lost pages, for copies were made anew between" {
+	mc_start a
+	mc_start b
+	mc_start c
+	start_faultd --local 256p --store "memcached:$(addresses a b c)?gone=1" --replicas 2
+	lost_start one --size $((8 << 20))
+	lost_say one 30 fill
+	mc_kill b
+	wait_for 30 on_both
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	wait_for 30 on_both
+	mc_kill c
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	[ "$(region_stat one pages_lost)" -eq 0 ]
 	lost_end one
 	wait_for 20 no_regions
 	wait_for 10 mc_empty a
@@ -247,9 +278,10 @@ tortured() {
 
 # refused STATUS TEXT FAULTD-ARGS...: one line that holds the text, and that exit status.
 refused() {
-	local want=$1 text=$2 status=0
+	local want=$1 text=$2 status=0 dir
 	shift 2
-	timeout 30 "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" "$@" > "$FM_TMP/out" 2> "$FM_TMP/err" 3>&- || status=$?
+	dir=$(mktemp -d "$FM_TMP/run.XXXXXX")
+	timeout 30 "$FM_BIN/fm-faultd" --run-dir "$dir" "$@" > "$FM_TMP/out" 2> "$FM_TMP/err" 3>&- || status=$?
 	echo "fm-faultd $*: status $status: $(cat "$FM_TMP/err")"
 	[ "$status" -eq "$want" ] && [ "$(wc -l < "$FM_TMP/err")" -eq 1 ] && [ ! -s "$FM_TMP/out" ] &&
 		[[ $(cat "$FM_TMP/err") == "fm-faultd: "*"$text"* ]]
@@ -290,6 +322,23 @@ refused() {
 	kill -STOP "${MC_PID[a]}"
 	refused 3 'cannot be reached' --store "memcached:${MC_AT[a]}"
 	kill -CONT "${MC_PID[a]}"
+}
+
+@test "a start that was refused leaves nothing behind: the next one with another store works" {
+	mc_start a
+	mc_start b
+	run timeout 30 "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "memcached:$FM_TMP/none.sock"
+	[ "$status" -eq 3 ]
+	start_faultd --store "memcached:${MC_AT[a]}"
+	stop_faultd
+	# Nor does one that had no region when it ended.
+	mc_kill a
+	start_faultd --local 128p --store "memcached:${MC_AT[b]}"
+	lost_start one --size $((2 << 20))
+	lost_say one 30 fill
+	[ "$(mc_items b)" -gt 300 ]
+	lost_end one
+	stop_faultd
 }
 
 # bad_server MODE ADDRESS: sets BAD_AT
