@@ -44,6 +44,7 @@ struct job {
 	int pidfd, mem_fd;
 	int dev_fd;    /* /dev/userfaultfd or -1 */
 	bool close;    /* close remote[], else make them */
+	struct fm_attach_range small; /* bytes 0: none */
 	unsigned n;
 	int remote[FM_ATTACH_MAX]; /* -1: none */
 	int error;     /* result, -errno; -EIO until it is known */
@@ -179,11 +180,18 @@ static int make_uffds(struct job *j)
 		r = make_by_device(j);
 	else if (r < 0)
 		fail(j, "call userfaultfd in it", r);
-	if (r >= 0)
+	return r == -EPERM ? -EACCES : r < 0 ? (int)r : 0;
+}
+
+/* A folio of many pages of which one is in use elsewhere is not split: a hole punched into it becomes zeros, not a hole. */
+static int forbid_huge(struct job *j)
+{
+	long r;
+
+	if (!j->small.bytes)
 		return 0;
-	for (unsigned i = 0; i < j->n; i++)
-		close_remote(j, j->remote[i]);
-	return r == -EPERM ? -EACCES : (int)r;
+	r = call(j, SYS_madvise, j->small.hva, j->small.bytes, MADV_NOHUGEPAGE, 0);
+	return r == 0 || r == -EINVAL ? 0 : fail(j, "forbid huge pages in it", r); /* EINVAL: the kernel has none */
 }
 
 /* The stopped window. */
@@ -198,11 +206,14 @@ static void window(struct job *j)
 		j->error = fail(j, "stop its main thread", r);
 		return;
 	}
-	if (j->close)
+	if (!j->close) {
+		r = make_uffds(j);
+		if (!r)
+			r = forbid_huge(j);
+	}
+	if (j->close || r)
 		for (unsigned i = 0; i < j->n; i++)
 			close_remote(j, j->remote[i]);
-	else
-		r = make_uffds(j);
 	fm_inject_resume(&j->in);
 	j->report.stopped_ns = now_ns() - stopped;
 	j->error = r;
@@ -354,7 +365,8 @@ static int fetch(struct job *j, struct fm_attached *out)
 	return 0;
 }
 
-int fm_attach_uffds(int pid, unsigned n, struct fm_attached *out, struct fm_attach_report *report)
+int fm_attach_uffds(int pid, const struct fm_attach_range *small, unsigned n, struct fm_attached *out,
+		    struct fm_attach_report *report)
 {
 	struct job *j;
 	int r;
@@ -366,6 +378,8 @@ int fm_attach_uffds(int pid, unsigned n, struct fm_attached *out, struct fm_atta
 	j = job_new(n);
 	if (!j)
 		return -ENOMEM;
+	if (small)
+		j->small = *small;
 	j->dev_fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
 	r = prepare(j, pid);
 	if (!r)

@@ -22,6 +22,11 @@ struct fm_attached {
 	int remote; /* its number in the other process, where it stays open until that process ends: see fm_attach_close() */
 };
 
+/* Memory of the other process. */
+struct fm_attach_range {
+	uint64_t hva, bytes; /* page-aligned; mapped without a gap */
+};
+
 /* How it went. All fields are set, whatever the call returns. */
 struct fm_attach_report {
 	uint64_t stopped_ns; /* the thread was seen stopped -> it was let go; 0: it was not stopped */
@@ -37,7 +42,11 @@ struct fm_attach_report {
  * FM_ATTACH_MAX. out: n entries, set on success. UFFDIO_API is left to the caller. report may be NULL. Forks; the thread that
  * calls must not have changed SIGCHLD to SA_NOCLDWAIT and reap children of other threads meanwhile. Any thread.
  *
- * Returns 0, or -errno with nothing left behind in the process:
+ * small: NULL, or the memory that they are for: it is told in the same stop to take no huge pages from now on (MADV_NOHUGEPAGE;
+ * a kernel without huge pages is content). Then no page fault and no UFFDIO_COPY through its mapping makes a folio larger than a
+ * page (measured, Linux 6.18). What it has already stays: see fm_proc_large_folios().
+ *
+ * Returns 0, or -errno with nothing left behind in the process but that advice:
  *   -ESRCH     gone, or it ended meanwhile
  *   -EPERM     not allowed to trace it (needs root or CAP_SYS_PTRACE; kernel.yama.ptrace_scope 3 forbids it to all)
  *   -EBUSY     traced already; report->tracer
@@ -45,9 +54,10 @@ struct fm_attach_report {
  *   -ENOSYS    the kernel, or a seccomp filter of the process, has no userfaultfd(2)
  *   -ENOEXEC   no `syscall` instruction was found in it, or it is a 32-bit program
  *   -ETIMEDOUT it did not stop within 2 s: in uninterruptible sleep, or frozen by its cgroup
- *   -EMFILE, -ENOMEM, -EINVAL (n), -EIO (the helper died)
+ *   -EMFILE, -ENOMEM (also: small has a gap), -EINVAL (n), -EIO (the helper died)
  */
-int fm_attach_uffds(int pid, unsigned n, struct fm_attached *out, struct fm_attach_report *report);
+int fm_attach_uffds(int pid, const struct fm_attach_range *small, unsigned n, struct fm_attached *out,
+		    struct fm_attach_report *report);
 
 /*
  * Close n descriptors of process pid, numbers remote[]; those that are no userfaultfd (any more) are passed over. For a

@@ -24,7 +24,8 @@ struct mapping {
 	struct mapping *next;
 	char *address;
 	size_t length;   /* as mapped first */
-	size_t unmapped; /* bytes given back in parts */
+	size_t unmapped;    /* pages given back in parts */
+	unsigned char *part; /* a bit for each of them, or NULL */
 	uint64_t id;
 	pid_t pid; /* whose memory it is: a forked child inherits this list, but not the memory */
 	int memfd;
@@ -242,6 +243,22 @@ static void unregister(const struct mapping *m)
 	close(ctl);
 }
 
+/* Count pages that are given back, each once however often it is. Returns false without memory for that. */
+static bool count_part(struct mapping *m, size_t first, size_t n)
+{
+	if (!m->part)
+		m->part = calloc(m->length / FM_PAGE_SIZE / 8 + 1, 1);
+	if (!m->part)
+		return false;
+	for (size_t p = first; p < first + n; p++) {
+		unsigned char bit = (unsigned char)(1u << (p % 8));
+
+		m->unmapped += !(m->part[p / 8] & bit);
+		m->part[p / 8] |= bit;
+	}
+	return true;
+}
+
 int fm_unmap(void *address, size_t length)
 {
 	struct mapping **link, *m;
@@ -259,8 +276,12 @@ int fm_unmap(void *address, size_t length)
 	}
 	if (length < m->length) {
 		/* A part: its UNMAP event tells the daemon, which must be there to read it. */
-		m->unmapped += length;
-		if (m->unmapped < m->length)
+		if (!count_part(m, (size_t)(a - m->address) / FM_PAGE_SIZE, length / FM_PAGE_SIZE)) {
+			pthread_mutex_unlock(&lock);
+			errno = ENOMEM;
+			return -1;
+		}
+		if (m->unmapped < m->length / FM_PAGE_SIZE)
 			m = NULL;
 		else
 			*link = m->next; /* the last part: forget it all */
@@ -269,6 +290,7 @@ int fm_unmap(void *address, size_t length)
 		if (m) {
 			unregister(m);
 			close_fds(m);
+			free(m->part);
 			free(m->run_dir);
 			free(m);
 		}
@@ -281,6 +303,7 @@ int fm_unmap(void *address, size_t length)
 	munmap(m->address, m->length);
 	close_fds(m);
 	unregister(m);
+	free(m->part);
 	free(m->run_dir);
 	free(m);
 	return 0;

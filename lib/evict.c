@@ -216,6 +216,17 @@ static unsigned run(const struct batch *b, unsigned i)
 	return k;
 }
 
+/* Is the page in a range that the client discarded a moment ago? Then it is the shard's for the time being: see shard_discard.c. */
+static bool is_discarded(const struct fm_shard_shm *m, uint32_t page)
+{
+	if (!atomic_load(&m->discarding))
+		return false;
+	for (unsigned i = 0; i < FM_DISCARDS; i++)
+		if (page < atomic_load(&m->discard[i].end) && page >= atomic_load(&m->discard[i].first))
+			return true;
+	return false;
+}
+
 /* Pop up to n pages and take them: DIRTY -> WRITEBACK, CLEAN -> DROPPING. */
 static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_t epoch)
 {
@@ -232,6 +243,11 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		fm_word *word = &r->map.words[v.page];
 		uint64_t w = atomic_load(word), nw;
 
+		if (is_discarded(&r->map.shards[v.shard], v.page)) {
+			fm_queue_push(r->queue, v.page);
+			b->failed++;
+			continue;
+		}
 		/* Before the page is ours: whoever cleans up after us looks at the pages named here. */
 		atomic_store(&r->map.hdr->evict_inflight[kept], v.page + 1);
 		do {
@@ -274,29 +290,52 @@ static void give_back(struct fm_evict_region *r, struct batch *b, struct victim 
 	b->failed++;
 }
 
+/* Protect k pages from victim i on. EAGAIN lasts until the shard has read the event and its sender has run: usually microseconds. */
+static enum fm_uffd_result protect(struct fm_evict_region *r, struct batch *b, unsigned i, unsigned k)
+{
+	struct timespec nap = {.tv_nsec = 50000};
+	enum fm_uffd_result res;
+
+	for (int tries = 0;; tries++) {
+		res = fm_uffd_writeprotect(&r->uffd[b->v[i].shard], hva_of(r, &b->v[i]), (uint64_t)k * FM_PAGE_SIZE, true);
+		if (res != FM_UFFD_RETRY || tries == 20)
+			return res;
+		nanosleep(&nap, NULL);
+	}
+}
+
+/* WRITEBACK -> DIRTY of a page whose mapping is gone: it is the shard's to discard. Not queued, and no reason to wait. */
+static void let_go(struct fm_evict_region *r, struct victim *v)
+{
+	fm_page_cas(&r->map.words[v->page], v->w, fm_word_to(v->w, FM_DIRTY, 0, 0));
+	v->ours = false;
+}
+
 static void write_protect(struct fm_evict_region *r, struct batch *b)
 {
 	for (unsigned i = 0, k; i < b->n; i += k) {
 		enum fm_uffd_result res;
-		struct timespec nap = {.tv_nsec = 50000};
 
 		k = 1;
 		if (b->v[i].was_clean)
 			continue;
 		k = run(b, i);
-		/* EAGAIN lasts until the shard has read the event and its sender has run: usually a few microseconds. */
-		for (int tries = 0;; tries++) {
-			res = fm_uffd_writeprotect(&r->uffd[b->v[i].shard], hva_of(r, &b->v[i]), (uint64_t)k * FM_PAGE_SIZE, true);
-			if (res != FM_UFFD_RETRY || tries == 20)
-				break;
-			nanosleep(&nap, NULL);
+		res = protect(r, b, i, k);
+		/* Before Linux 6.4 a run over the border of two mappings was refused as a whole. */
+		if (res == FM_UFFD_NO_RANGE && k > 1) {
+			k = 1;
+			res = protect(r, b, i, 1);
 		}
 		if (res == FM_UFFD_DONE)
 			continue;
 		if (res == FM_UFFD_NO_PROCESS)
 			r->gone = true;
-		for (unsigned j = 0; j < k; j++)
-			give_back(r, b, &b->v[i + j]);
+		for (unsigned j = 0; j < k; j++) {
+			if (res == FM_UFFD_NO_RANGE)
+				let_go(r, &b->v[i + j]);
+			else
+				give_back(r, b, &b->v[i + j]);
+		}
 	}
 }
 
@@ -450,7 +489,12 @@ static void punch(struct fm_evict_region *r, struct batch *b)
 static unsigned finish(struct fm_evict_region *r, struct batch *b)
 {
 	struct fm_region_hdr *h = r->map.hdr;
-	unsigned left = 0, remote = 0, clean = 0, zero = 0;
+	unsigned left = 0, remote = 0, clean = 0, zero = 0, owned = 0;
+
+	/* Counted before the pages can be faulted back in and counted off. */
+	for (unsigned i = 0; i < b->n; i++)
+		owned += b->v[i].ours;
+	atomic_fetch_add(&h->remote, owned);
 
 	for (unsigned i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
@@ -474,7 +518,7 @@ static unsigned finish(struct fm_evict_region *r, struct batch *b)
 		zero += v->zero;
 		clean += v->was_clean && !v->zero;
 	}
-	atomic_fetch_add(&h->remote, remote);
+	atomic_fetch_sub(&h->remote, owned - remote);
 	fm_bump(&h->evict.evictions, left);
 	fm_bump(&h->evict.evictions_zero, zero);
 	fm_bump(&h->evict.evictions_clean, clean);

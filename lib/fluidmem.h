@@ -40,7 +40,7 @@ void *fm_map(size_t length, const struct fm_options *options);
  * Give back memory from fm_map() and free its pages, here and in the store.
  *
  * address, length: a whole mapping, or a page-aligned part of one (length is rounded up to pages).
- * Returns 0, or -1 with errno: EINVAL (not memory of fm_map). No other thread may use the range meanwhile. Any thread.
+ * Returns 0, or -1 with errno: EINVAL (not memory of fm_map), ENOMEM (a part, and no memory to note that). No other thread may use the range meanwhile. Any thread.
  */
 int fm_unmap(void *address, size_t length);
 

@@ -53,7 +53,7 @@ int fm_inject_find_insn(int pid, int mem_fd, uint64_t *insn);
 int fm_inject_stop(struct fm_inject *in, uint64_t timeout_ns);
 
 /*
- * One system call in the stopped thread. It must be one that cannot wait. Returns its result, -errno of it included;
+ * One system call in the stopped thread. It must be one that waits for nothing but locks inside the kernel. Returns its result, -errno of it included;
  * FM_INJECT_DEAD when the thread is gone; -EFAULT or -ENOSYS when it raised SIGSEGV, or SIGSYS (seccomp).
  */
 long fm_inject_call(struct fm_inject *in, long number, uint64_t a, uint64_t b, uint64_t c, uint64_t d);

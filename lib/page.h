@@ -43,7 +43,7 @@ enum fm_pstate {
 #define FM_OR_MASK   (0x7ull << FM_OR_SHIFT)
 #define FM_F_WAITER  (1ull << 6) /* a fault met DROPPING: wake the page after the punch */
 #define FM_F_STORED  (1ull << 7) /* the store may hold a copy of some generation <= the word's: delete when discarded */
-#define FM_F_DISCARD (1ull << 8) /* discarded while DROPPING: ends EMPTY, not REMOTE */
+#define FM_F_DISCARD (1ull << 8) /* discarded while DROPPING or BUSY: ends EMPTY, not REMOTE */
 #define FM_F_ZERO    (1ull << 9) /* CLEAN and DROPPING: the page's bytes are all zero, no store copy counts */
 #define FM_F_ALL     (FM_F_WAITER | FM_F_STORED | FM_F_DISCARD | FM_F_ZERO)
 #define FM_EP_SHIFT  10

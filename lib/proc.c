@@ -7,10 +7,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
+
+#define PAGE     4096u
+#define WINDOW   (64u << 20) /* bytes of a file that are mapped at a time */
+#define BATCH    512u        /* pages looked up at a time */
 #define FILE_MAX (64u << 20) /* of a text that is read whole: 600,000 mappings */
 
 /* Read a file of /proc whole. -ESRCH when its process is gone. The caller frees *buf. */
@@ -210,7 +218,8 @@ static void vmflag(const char *two, struct fm_vmflags *out)
 		size_t field;
 	} table[] = {
 	    {"dc", offsetof(struct fm_vmflags, dontfork)},     {"lo", offsetof(struct fm_vmflags, locked)},
-	    {"ht", offsetof(struct fm_vmflags, hugetlb)},      {"um", offsetof(struct fm_vmflags, uffd_missing)},
+	    {"ht", offsetof(struct fm_vmflags, hugetlb)},      {"nh", offsetof(struct fm_vmflags, nohuge)},
+	    {"um", offsetof(struct fm_vmflags, uffd_missing)},
 	    {"uw", offsetof(struct fm_vmflags, uffd_wp)},      {"io", offsetof(struct fm_vmflags, io)},
 	    {"pf", offsetof(struct fm_vmflags, io)},
 	};
@@ -227,12 +236,25 @@ struct smaps_walk {
 	struct fm_vmflags *out;
 };
 
+/* "Locked:          12 kB" */
+static bool smaps_kib(const char *p, const char *end, const char *name, uint64_t *kib)
+{
+	size_t n = strlen(name);
+
+	if ((size_t)(end - p) < n || memcmp(p, name, n))
+		return false;
+	for (p += n; p < end && *p == ' '; p++)
+		;
+	return number(&p, end, 10, kib);
+}
+
 /* One line; returns 1 when the VmFlags of the mapping were seen, -EPROTO when its block ended without, else 0. */
 static int smaps_line(struct smaps_walk *w, const char *p, size_t len)
 {
-	static const char flags[] = "VmFlags:", locked[] = "Locked:";
+	static const char flags[] = "VmFlags:";
 	const char *end = p + len;
 	struct fm_mapping m;
+	uint64_t kib;
 
 	if (fm_proc_parse_mapping(p, len, &m) == 0) {
 		if (w->inside)
@@ -242,10 +264,13 @@ static int smaps_line(struct smaps_walk *w, const char *p, size_t len)
 	}
 	if (!w->inside)
 		return 0;
-	if (len > sizeof locked && !memcmp(p, locked, sizeof locked - 1)) {
-		for (p += sizeof locked - 1; p < end && *p == ' '; p++)
-			;
-		return number(&p, end, 10, &w->out->locked_kib) ? 0 : -EPROTO;
+	if (smaps_kib(p, end, "Locked:", &kib)) {
+		w->out->locked_kib = kib;
+		return 0;
+	}
+	if (smaps_kib(p, end, "ShmemPmdMapped:", &kib) || smaps_kib(p, end, "FilePmdMapped:", &kib)) {
+		w->out->huge_kib += kib;
+		return 0;
 	}
 	if (len < sizeof flags - 1 || memcmp(p, flags, sizeof flags - 1))
 		return 0;
@@ -377,4 +402,107 @@ int fm_proc_other_mapper(int pid, uint64_t dev, uint64_t ino, int *other)
 	}
 	closedir(d);
 	return found;
+}
+
+/* --- folios --- */
+
+struct folio_scan {
+	int file;
+	int pagemap; /* of our own process: page -> frame */
+	int kflags;  /* /proc/kpageflags: frame -> flags */
+	uint64_t large;
+};
+
+/* Count, of pages whose pagemap entries these are, those in large folios. */
+static int count_large(struct folio_scan *s, const uint64_t *entry, unsigned n)
+{
+	const uint64_t present = 1ull << 63, frame = (1ull << 55) - 1, compound = 3ull << 15; /* KPF_COMPOUND_HEAD, _TAIL */
+	uint64_t flags[BATCH];
+
+	for (unsigned i = 0, run; i < n; i += run) {
+		uint64_t first = entry[i] & frame;
+
+		run = 1;
+		if (!(entry[i] & present))
+			continue;
+		if (!first)
+			return -EPERM; /* hidden from those without CAP_SYS_ADMIN */
+		while (i + run < n && (entry[i + run] & present) && (entry[i + run] & frame) == first + run)
+			run++;
+		if (pread(s->kflags, flags, run * sizeof *flags, (off_t)(first * sizeof *flags)) != (ssize_t)(run * sizeof *flags))
+			return -EIO;
+		for (unsigned k = 0; k < run; k++)
+			s->large += (flags[k] & compound) != 0;
+	}
+	return 0;
+}
+
+/* Map what the file has in [from, to) at p, which maps that range. */
+static int populate(int file, char *p, off_t from, off_t to)
+{
+	off_t data, hole = from;
+
+	while (hole < to && (data = lseek(file, hole, SEEK_DATA)) >= 0 && data < to) {
+		hole = lseek(file, data, SEEK_HOLE);
+		if (hole < 0 || hole > to)
+			hole = to;
+		while (madvise(p + (data - from), (size_t)(hole - data), MADV_POPULATE_READ) < 0)
+			if (errno != EINTR && errno != EAGAIN)
+				return -errno;
+	}
+	return 0;
+}
+
+static int scan_window(struct folio_scan *s, off_t from, off_t to)
+{
+	uint64_t entry[BATCH];
+	size_t len = (size_t)(to - from);
+	char *p = mmap(NULL, len, PROT_READ, MAP_SHARED, s->file, from);
+	int r;
+
+	if (p == MAP_FAILED)
+		return -errno;
+	/* A page that is discarded under our hands must not come back as part of a huge one. */
+	madvise(p, len, MADV_NOHUGEPAGE);
+	r = populate(s->file, p, from, to);
+	for (size_t at = 0; at < len && !r; at += (size_t)BATCH * PAGE) {
+		unsigned n = len - at < (size_t)BATCH * PAGE ? (unsigned)((len - at) / PAGE) : BATCH;
+		off_t where = (off_t)(((uintptr_t)p + at) / PAGE * sizeof *entry);
+
+		if (pread(s->pagemap, entry, n * sizeof *entry, where) != (ssize_t)(n * sizeof *entry))
+			r = -EIO;
+		else
+			r = count_large(s, entry, n);
+	}
+	munmap(p, len);
+	return r;
+}
+
+int fm_proc_large_folios(int file, uint64_t offset, uint64_t bytes, uint64_t *pages)
+{
+	struct folio_scan s = {.file = file, .pagemap = -1, .kflags = -1};
+	off_t at = (off_t)offset, end = (off_t)(offset + bytes), to;
+	int r = 0;
+
+	while (!r && at < end && (at = lseek(file, at, SEEK_DATA)) >= 0 && at < end) {
+		if (s.kflags < 0) {
+			s.pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+			s.kflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+			if (s.pagemap < 0 || s.kflags < 0) {
+				r = errno == ENOENT ? -EACCES : -errno;
+				break;
+			}
+		}
+		to = end - at > (off_t)WINDOW ? at + (off_t)WINDOW : end;
+		r = scan_window(&s, at, to);
+		at = to;
+	}
+	if (!r && at < 0 && errno != ENXIO) /* ENXIO: nothing more */
+		r = -errno;
+	if (s.pagemap >= 0)
+		close(s.pagemap);
+	if (s.kflags >= 0)
+		close(s.kflags);
+	*pages = s.large;
+	return r;
 }

@@ -26,9 +26,11 @@ struct fm_mapping {
 /* What /proc/PID/smaps says of one mapping beyond the line in maps. */
 struct fm_vmflags {
 	uint64_t locked_kib; /* "Locked:" */
+	uint64_t huge_kib;   /* "ShmemPmdMapped:" and "FilePmdMapped:": mapped by huge pages of a tmpfs or another file system */
 	bool dontfork;       /* dc */
 	bool locked;         /* lo: mlock(), mlockall() */
 	bool hugetlb;        /* ht */
+	bool nohuge;         /* nh: MADV_NOHUGEPAGE */
 	bool uffd_missing;   /* um: some userfaultfd serves its missing pages already */
 	bool uffd_wp;        /* uw */
 	bool io;             /* io or pf: device memory, no pages */
@@ -87,5 +89,15 @@ int fm_proc_open_mapping(int pid, const struct fm_mapping *m, int *remote);
  * reading /proc. Processes whose maps the caller may not read are passed over: ask as root. Takes a few ms a 100 processes.
  */
 int fm_proc_other_mapper(int pid, uint64_t dev, uint64_t ino, int *other);
+
+/*
+ * How many pages of a tmpfs file (or memfd) are parts of folios larger than a page? Exact, for [offset, offset + bytes), both
+ * page-aligned: huge folios need not be mapped as such, and smaps tells only of those that are. file: open for reading; its
+ * offset is changed. Looks at every page that is there, 64 MiB at a time (about 0.3 s per GiB); those in swap are read in. Must
+ * come before the memory is registered: a page that is discarded meanwhile reads as zeros here. Returns 0 and *pages; or
+ * -EACCES or -EPERM (needs CAP_SYS_ADMIN, and /proc/kpageflags), unless the file is empty; -ENOMEM; another -errno of reading
+ * the file. Source: Linux, Documentation/admin-guide/mm/pagemap.rst.
+ */
+int fm_proc_large_folios(int file, uint64_t offset, uint64_t bytes, uint64_t *pages);
 
 #endif

@@ -28,7 +28,9 @@ void fm_shard_recover(const struct fm_region_map *m, int memfd)
 				 * that is not here was punched from outside: dirty too, its next fault finds the hole. */
 				if (fm_state_is_resident(to) || fm_memfd_has(memfd, memfd_offset(m, page)))
 					to = FM_DIRTY;
-				fm_page_cas(&m->words[page], w, fm_word_to(w, to, FM_F_ZERO, 0));
+				else if (w & FM_F_DISCARD)
+					to = FM_EMPTY;
+				fm_page_cas(&m->words[page], w, fm_word_to(w, to, FM_F_ZERO | FM_F_DISCARD, 0));
 			}
 			atomic_store(&m->shards[i].inflight[k], 0);
 		}

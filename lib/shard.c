@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -95,12 +96,20 @@ static void on_unmap(struct fm_shard *s, uint64_t start, uint64_t end)
 
 	if (!pages_of(s, start, end, &first, &last))
 		return;
-	s->unmapped += last - first;
-	/* When all is gone the region ends, and its store copies and memfd with it: no need to walk a terabyte of words. */
-	if (s->unmapped >= s->shm->pages)
-		shard_tell(s, FM_SHARD_UNMAPPED);
-	else
-		shard_discard(s, first, last);
+	/* When all of a region goes at once, its store copies and its memfd go with it: no need to walk a terabyte of words. Whether that is
+	 * so, the maker finds out: an event may name pages that were unmapped before. */
+	if (s->o.map->nshards > 1 || last - first < s->shm->pages)
+		shard_discard(s, first, last, true);
+	shard_tell(s, FM_SHARD_UNMAPPED);
+}
+
+/* Access to that page shall raise SIGBUS. */
+static void poison_at(struct fm_shard *s, uint64_t hva)
+{
+	/* A leftover of write protection in the page table would count as a page. */
+	fm_uffd_writeprotect(&s->o.uffd, hva, FM_PAGE_SIZE, false);
+	if (fm_uffd_poison(&s->o.uffd, hva, FM_PAGE_SIZE) == FM_UFFD_PRESENT)
+		fm_uffd_wake(&s->o.uffd, hva, FM_PAGE_SIZE);
 }
 
 static void on_remap(struct fm_shard *s, uint64_t from, uint64_t to, uint64_t len)
@@ -110,13 +119,17 @@ static void on_remap(struct fm_shard *s, uint64_t from, uint64_t to, uint64_t le
 	if (from <= base && from + len >= base + bytes) {
 		to += base - from;
 		atomic_store(&s->shm->hva, to);
-		/* Faults at the new place that were read before this event were not understood: let them come again. */
+		/* Faults at the new place that were read before this event were not understood: let them come again. Those at the old
+		 * place will find nothing there. */
 		fm_uffd_wake(&s->o.uffd, to, bytes);
+		fm_uffd_wake(&s->o.uffd, base, bytes);
 		return;
 	}
-	/* A part moved away. Its pages are no longer where the state says: SIGBUS, never other bytes. */
-	for (uint64_t at = 0; at < len; at += FM_PAGE_SIZE)
-		fm_uffd_poison(&s->o.uffd, to + at, FM_PAGE_SIZE);
+	if (from >= base + bytes || from + len <= base)
+		return;
+	/* A part moved away. Its pages are no longer where the state says: SIGBUS at their faults, never other bytes. */
+	s->partly_moved = true;
+	fm_uffd_wake(&s->o.uffd, to, len);
 	shard_tell(s, FM_SHARD_MOVED);
 }
 
@@ -134,15 +147,19 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 		};
 
 		fm_bump(&s->stats->faults, 1);
-		if (at / FM_PAGE_SIZE >= s->shm->pages)
-			return; /* a mapping that is moving: see on_remap() */
+		if (at / FM_PAGE_SIZE >= s->shm->pages) {
+			/* A mapping that is moving: see on_remap(). */
+			if (s->partly_moved)
+				poison_at(s, m->arg.pagefault.address & ~(uint64_t)(FM_PAGE_SIZE - 1));
+			return;
+		}
 		p.page = (uint32_t)(s->shm->first_page + at / FM_PAGE_SIZE);
 		shard_note(s, &p);
 		return;
 	}
 	case UFFD_EVENT_REMOVE:
 		if (pages_of(s, m->arg.remove.start, m->arg.remove.end, &first, &last))
-			shard_discard(s, first, last);
+			shard_discard(s, first, last, false);
 		return;
 	case UFFD_EVENT_UNMAP:
 		on_unmap(s, m->arg.remove.start, m->arg.remove.end);
@@ -159,6 +176,13 @@ static unsigned read_events(struct fm_shard *s, struct uffd_msg *msgs)
 {
 	ssize_t n = read(s->o.uffd.fd, msgs, sizeof *msgs * FM_BATCH);
 
+	if (n < 0 && errno == EAGAIN && s->blocking) {
+		/* The client shares the descriptor's flags, and has changed them. It must not make us spin. */
+		struct timespec nap = {.tv_nsec = 1000000};
+
+		s->blocking = false;
+		nanosleep(&nap, NULL);
+	}
 	return n > 0 ? (unsigned)((size_t)n / sizeof *msgs) : 0;
 }
 
@@ -166,8 +190,13 @@ static void handle_events(struct fm_shard *s, const struct uffd_msg *msgs, unsig
 {
 	uint64_t now = n ? fm_now_ns() : 0;
 
+	/* What is discarded first: it is noted in shared memory, in case we are killed before the rest is done. */
 	for (unsigned i = 0; i < n; i++)
-		on_event(s, &msgs[i], now);
+		if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
+			on_event(s, &msgs[i], now);
+	for (unsigned i = 0; i < n; i++)
+		if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
+			on_event(s, &msgs[i], now);
 }
 
 static void set_blocking(struct fm_shard *s, bool on)
@@ -196,8 +225,8 @@ static void serve(struct fm_shard *s)
 	s->nfill = 0;
 	s->waits_room = s->waits_store = s->waits_eventual = false;
 	for (unsigned i = 0; i < n; i++) {
-		/* A full turn leaves the rest for the next one. */
-		if (s->nfill == FM_FILL || !shard_take(s, &s->pending[i]))
+		/* A full turn leaves the rest for the next one; so does a discard that has not passed the page yet. */
+		if (s->nfill == FM_FILL || shard_is_discarding(s->shm, s->pending[i].page) || !shard_take(s, &s->pending[i]))
 			s->pending[kept++] = s->pending[i];
 	}
 	s->npending = kept;
@@ -242,22 +271,30 @@ static void *shard_main(void *arg)
 {
 	struct fm_shard *s = arg;
 	struct uffd_msg msgs[FM_BATCH];
+	/* A daemon before us may have left some. */
+	enum discard_left left = fm_ld(&s->shm->discarding) ? DISCARD_MORE : DISCARD_NONE;
 
 	while (!atomic_load(&s->stop)) {
 		/* Read before serving: room made from here on is seen by the wait. */
 		uint32_t room_seq = atomic_load(&s->o.daemon->room_seq);
 		unsigned n;
 
-		set_blocking(s, s->npending == 0);
+		set_blocking(s, s->npending == 0 && left == DISCARD_NONE);
+		if (s->npending == 0 && left == DISCARD_LATER) {
+			struct pollfd p = {.fd = s->o.uffd.fd, .events = POLLIN};
+
+			poll(&p, 1, 20);
+		}
 		n = read_events(s, msgs);
 		pthread_mutex_lock(&s->turn);
 		handle_events(s, msgs, n);
+		left = shard_discard_some(s);
 		if (s->npending) {
 			serve(s);
 			check_marks(s);
 		}
 		pthread_mutex_unlock(&s->turn);
-		if (s->npending)
+		if (s->npending && left != DISCARD_MORE)
 			wait_a_little(s, room_seq);
 	}
 	atomic_store(&s->stopped, true);
@@ -337,7 +374,13 @@ void fm_shard_stop(struct fm_shard *s)
 
 void fm_shard_pause(struct fm_shard *s)
 {
-	pthread_mutex_lock(&s->turn);
+	struct timespec nap = {.tv_nsec = 1000000};
+
+	/* A client that plays with the descriptor's flags may have us wait in a read(2) within a turn: the signal ends it. */
+	while (pthread_mutex_trylock(&s->turn)) {
+		nanosleep(&nap, NULL);
+		pthread_kill(s->thread, STOP_SIGNAL);
+	}
 }
 
 void fm_shard_resume(struct fm_shard *s)

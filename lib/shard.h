@@ -16,7 +16,7 @@
 
 /* What a shard tells the thread that made it, by bits of fm_shard_attention(). */
 enum fm_shard_news {
-	FM_SHARD_UNMAPPED = 1 << 0,   /* all of its pages are unmapped: nothing left to serve */
+	FM_SHARD_UNMAPPED = 1 << 0,   /* some of its pages were unmapped: look whether any are left */
 	FM_SHARD_NO_PROCESS = 1 << 1, /* the client's memory is gone */
 	FM_SHARD_MOVED = 1 << 2,      /* a part of it was moved by mremap(): those pages raise SIGBUS from now on */
 	FM_SHARD_REFUSED = 1 << 3,    /* an ioctl failed in a way that should not be; the fault is tried again and again */
@@ -61,7 +61,7 @@ void fm_shard_resume(struct fm_shard *s);
 
 /*
  * Mend a region after its fm-faultd died: BUSY pages named in the shards' in-flight tables go to what the memfd says (a COPY is
- * atomic): there is a page -> DIRTY, there is none -> where they came from. No shard of the region may run.
+ * atomic): there is a page -> DIRTY, there is none -> where they came from, or EMPTY when discarded meanwhile. No shard of the region may run.
  */
 void fm_shard_recover(const struct fm_region_map *m, int memfd);
 

@@ -29,9 +29,11 @@ static bool reserve(struct fm_shard *s)
 	struct fm_region_hdr *h = s->o.map->hdr;
 	uint64_t limit = fm_ld(&d->limit_pages), own = fm_ld(&h->limit_pages);
 	bool hold = atomic_load_explicit(s->o.hold, memory_order_relaxed);
-	uint64_t mine = atomic_fetch_add(&h->resident, 1) + 1, total = atomic_fetch_add(&d->resident, 1) + 1;
+	int64_t mine = (int64_t)atomic_fetch_add(&h->resident, 1) + 1, total = (int64_t)atomic_fetch_add(&d->resident, 1) + 1;
 
-	if (hold && (total > fm_policy_marks(limit).hard || (own && mine > fm_policy_marks(own).hard))) {
+	/* Signed: while a region ends, its evictor may count down what was taken off before. */
+	if (hold && ((total > 0 && (uint64_t)total > fm_policy_marks(limit).hard) ||
+		     (own && mine > 0 && (uint64_t)mine > fm_policy_marks(own).hard))) {
 		atomic_fetch_sub(&h->resident, 1);
 		atomic_fetch_sub(&d->resident, 1);
 		return false;
@@ -39,25 +41,24 @@ static bool reserve(struct fm_shard *s)
 	return true;
 }
 
-static void unreserve(struct fm_shard *s)
+void shard_unreserve(struct fm_shard *s)
 {
 	atomic_fetch_sub(&s->o.map->hdr->resident, 1);
 	atomic_fetch_sub(&s->o.daemon->resident, 1);
 }
 
-/* Publish a page that is ours: nobody else changes a BUSY word, so the swap cannot fail. */
-static void publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to)
+void shard_publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to)
 {
 	if (!fm_page_cas(&s->words[page], from, to))
 		abort(); /* a broken invariant: somebody wrote a page that is ours */
 }
 
-static void single_begin(struct fm_shard *s, uint32_t page)
+void shard_single_begin(struct fm_shard *s, uint32_t page)
 {
 	atomic_store(&s->shm->inflight[FM_BATCH - 1], page + 1);
 }
 
-static void single_end(struct fm_shard *s)
+void shard_single_end(struct fm_shard *s)
 {
 	atomic_store(&s->shm->inflight[FM_BATCH - 1], 0);
 }
@@ -82,15 +83,15 @@ static bool unprotect(struct fm_shard *s, const struct pending *p, uint64_t w)
 	uint64_t busy = fm_word_busy(w, from == FM_WRITEBACK ? FM_DIRTY : from);
 	enum fm_uffd_result res;
 
-	single_begin(s, p->page);
+	shard_single_begin(s, p->page);
 	if (!fm_page_cas(&s->words[p->page], w, busy)) {
-		single_end(s);
+		shard_single_end(s);
 		return false;
 	}
 	res = fm_uffd_writeprotect(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE, false);
 	/* Whatever it came to, it may have taken effect: dirty. */
-	publish(s, p->page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
-	single_end(s);
+	shard_publish(s, p->page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
+	shard_single_end(s);
 	if (res == FM_UFFD_DONE) {
 		fm_bump(&s->stats->faults_wp, 1);
 		served(s, p->t0_ns, fm_now_ns());
@@ -121,14 +122,14 @@ static bool probe(struct fm_shard *s, const struct pending *p, uint64_t w)
 		fm_uffd_wake(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE);
 		return true;
 	}
-	single_begin(s, p->page);
+	shard_single_begin(s, p->page);
 	if (!fm_page_cas(&s->words[p->page], w, busy)) {
-		single_end(s);
+		shard_single_end(s);
 		return false;
 	}
 	res = fm_uffd_zeropage(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE, &done);
-	publish(s, p->page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
-	single_end(s);
+	shard_publish(s, p->page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
+	shard_single_end(s);
 	if (res == FM_UFFD_PRESENT)
 		fm_uffd_wake(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE);
 	if (res == FM_UFFD_DONE) {
@@ -140,13 +141,32 @@ static bool probe(struct fm_shard *s, const struct pending *p, uint64_t w)
 	return res != FM_UFFD_RETRY && res != FM_UFFD_NO_MEMORY && res != FM_UFFD_NOT_POSSIBLE;
 }
 
-static bool repoison(struct fm_shard *s, uint32_t page)
+/* Poison a page that is ours. A punch leaves the write protection's marker in the page table, which would count as a page. */
+static enum fm_uffd_result poison(struct fm_shard *s, uint32_t page)
 {
-	enum fm_uffd_result res = fm_uffd_poison(&s->o.uffd, shard_hva(s, page), FM_PAGE_SIZE);
+	uint64_t hva = shard_hva(s, page);
+	enum fm_uffd_result res = fm_uffd_writeprotect(&s->o.uffd, hva, FM_PAGE_SIZE, false);
 
+	return res == FM_UFFD_DONE ? fm_uffd_poison(&s->o.uffd, hva, FM_PAGE_SIZE) : res;
+}
+
+/* A fault on a page that is lost: it was read before the poison was there, or the page could not be poisoned. */
+static bool repoison(struct fm_shard *s, uint32_t page, uint64_t w)
+{
+	uint64_t busy = fm_word_busy(w, FM_LOST);
+	enum fm_uffd_result res;
+
+	shard_single_begin(s, page);
+	if (!fm_page_cas(&s->words[page], w, busy)) {
+		shard_single_end(s);
+		return false;
+	}
+	res = poison(s, page);
+	shard_publish(s, page, busy, fm_word_to(busy, FM_LOST, 0, 0));
+	shard_single_end(s);
+	s->waits_store = true; /* no poison before Linux 6.6: the fault waits for good, looked at now and then */
 	if (res == FM_UFFD_PRESENT)
-		fm_uffd_wake(&s->o.uffd, shard_hva(s, page), FM_PAGE_SIZE);
-	s->waits_store = true; /* not there before Linux 6.6: the fault waits for good, looked at now and then */
+		fm_uffd_wake(&s->o.uffd, shard_hva(s, page), FM_PAGE_SIZE); /* poisoned already */
 	return res == FM_UFFD_DONE || res == FM_UFFD_PRESENT || res == FM_UFFD_NO_RANGE || res == FM_UFFD_NO_PROCESS;
 }
 
@@ -173,7 +193,7 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 			atomic_store(&s->shm->inflight[s->nfill], p->page + 1);
 			if (!fm_page_cas(word, w, busy)) {
 				atomic_store(&s->shm->inflight[s->nfill], 0);
-				unreserve(s);
+				shard_unreserve(s);
 				continue;
 			}
 			*f = (struct fill){
@@ -199,7 +219,7 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 				return true;
 			continue;
 		case FM_LOST:
-			return repoison(s, p->page);
+			return repoison(s, p->page, w);
 		case FM_BUSY:
 			return true; /* noted twice in this turn: the first one's wake serves both */
 		}
@@ -225,7 +245,7 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 		to = fm_word_to(f->w, FM_DIRTY, FM_F_ZERO, 0);
 	else
 		to = fm_word_to(f->w, FM_CLEAN, FM_F_ZERO, f->source == FILL_ZERO ? FM_F_ZERO : 0);
-	publish(s, f->page, f->w, to);
+	shard_publish(s, f->page, f->w, to);
 	f->done = true;
 	if (f->source == FILL_STORE) {
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
@@ -242,9 +262,9 @@ static void drop_discarded(struct fm_shard *s, struct fill *f)
 {
 	bool was_remote = fm_word_origin(f->w) == FM_REMOTE;
 
-	publish(s, f->page, f->w, fm_word_to(f->w, FM_EMPTY, FM_F_ZERO, 0));
+	shard_publish(s, f->page, f->w, fm_word_to(f->w, FM_EMPTY, FM_F_ZERO | FM_F_DISCARD, 0));
 	f->done = true;
-	unreserve(s);
+	shard_unreserve(s);
 	if (was_remote)
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
 	if (f->w & FM_F_STORED)
@@ -261,9 +281,9 @@ static void roll_back(struct fm_shard *s, struct fill *f, bool again)
 		drop_discarded(s, f);
 		return;
 	}
-	publish(s, f->page, f->w, fm_word_to(f->w, fm_word_origin(f->w), 0, 0));
+	shard_publish(s, f->page, f->w, fm_word_to(f->w, fm_word_origin(f->w), 0, 0));
 	f->done = true;
-	unreserve(s);
+	shard_unreserve(s);
 	if (again)
 		shard_note(s, &p);
 }
@@ -271,7 +291,7 @@ static void roll_back(struct fm_shard *s, struct fill *f, bool again)
 /* Somebody outside put a page there while we thought there was none: what is there counts. */
 static void found_present(struct fm_shard *s, struct fill *f)
 {
-	publish(s, f->page, f->w, fm_word_to(f->w, FM_DIRTY, FM_F_ZERO, 0));
+	shard_publish(s, f->page, f->w, fm_word_to(f->w, FM_DIRTY, FM_F_ZERO | FM_F_DISCARD, 0));
 	f->done = true;
 	if (fm_word_origin(f->w) == FM_REMOTE)
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
@@ -286,15 +306,15 @@ static void lose(struct fm_shard *s, struct fill *f)
 	enum fm_uffd_result res;
 
 	do {
-		res = fm_uffd_poison(&s->o.uffd, shard_hva(s, f->page), FM_PAGE_SIZE);
+		res = poison(s, f->page);
 	} while (res == FM_UFFD_RETRY && (shard_read_events(s), !f->discarded) && !atomic_load(&s->stop));
 	if (f->discarded) {
 		drop_discarded(s, f);
 		return;
 	}
-	publish(s, f->page, f->w, fm_word_to(f->w, FM_LOST, FM_F_ZERO, 0));
+	shard_publish(s, f->page, f->w, fm_word_to(f->w, FM_LOST, FM_F_ZERO, 0));
 	f->done = true;
-	unreserve(s);
+	shard_unreserve(s);
 	atomic_fetch_sub(&s->o.map->hdr->remote, 1);
 	fm_bump(&s->stats->pages_lost, 1);
 	shard_tell(s, FM_SHARD_LOST);
@@ -375,6 +395,7 @@ static unsigned run(const struct fm_shard *s, unsigned i)
 void shard_fill(struct fm_shard *s)
 {
 	unsigned i = 0;
+	bool one_by_one = false;
 
 	if (s->nfill > 1)
 		qsort(s->fill, s->nfill, sizeof s->fill[0], by_page);
@@ -393,7 +414,8 @@ void shard_fill(struct fm_shard *s)
 			drop_discarded(s, f);
 			continue;
 		}
-		k = run(s, i);
+		k = one_by_one ? 1 : run(s, i);
+		one_by_one = false;
 		res = install(s, f, k, &done);
 		now = fm_now_ns();
 		for (unsigned j = 0; j < done / FM_PAGE_SIZE; j++)
@@ -418,7 +440,13 @@ void shard_fill(struct fm_shard *s)
 			roll_back(s, f, false);
 			break;
 		case FM_UFFD_NO_RANGE:
+			/* A run over the border of two mappings (mprotect() of a part is enough) is refused as a whole. */
+			if (k - done / FM_PAGE_SIZE > 1) {
+				one_by_one = true;
+				break;
+			}
 			roll_back(s, f, false);
+			fm_uffd_wake(&s->o.uffd, shard_hva(s, f->page), FM_PAGE_SIZE);
 			break;
 		case FM_UFFD_NO_MEMORY:
 		default:
@@ -432,102 +460,4 @@ void shard_fill(struct fm_shard *s)
 	for (i = 0; i < s->nfill; i++)
 		atomic_store(&s->shm->inflight[i], 0);
 	s->nfill = 0;
-}
-
-/* A page of this turn that is not installed yet? Then its fill must end EMPTY. */
-static bool discard_fill(struct fm_shard *s, uint32_t page)
-{
-	for (unsigned i = 0; i < s->nfill; i++)
-		if (s->fill[i].page == page && !s->fill[i].done) {
-			s->fill[i].discarded = true;
-			return true;
-		}
-	return false;
-}
-
-/* One page that nobody owns (or the evictor has in WRITEBACK): BUSY -> EMPTY, or DIRTY when it cannot be punched. */
-static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w)
-{
-	enum fm_pstate from = fm_word_state(w);
-	uint64_t busy = fm_word_busy(w, from == FM_WRITEBACK ? FM_DIRTY : from);
-	uint64_t offset = s->o.map->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE;
-	bool keep = false;
-
-	single_begin(s, page);
-	if (!fm_page_cas(&s->words[page], w, busy)) {
-		single_end(s);
-		return false;
-	}
-	/*
-	 * MADV_REMOVE sends its event before it punches. A local page is punched here and now: were it left to the client, the
-	 * evictor could store the old bytes in between, and they would come back.
-	 */
-	if (from != FM_REMOTE)
-		keep = fallocate(s->o.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, FM_PAGE_SIZE) < 0;
-	if (keep) {
-		/* Its protection is in doubt now: dirty, so that it is never dropped unsaved. */
-		publish(s, page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
-	} else {
-		publish(s, page, busy, fm_word_to(busy, FM_EMPTY, FM_F_ZERO, 0));
-		if (from == FM_REMOTE)
-			atomic_fetch_sub(&s->o.map->hdr->remote, 1);
-		else
-			unreserve(s);
-		fm_bump(&s->stats->discarded, 1);
-		if (busy & FM_F_STORED)
-			shard_ring(s, page);
-	}
-	single_end(s);
-	return true;
-}
-
-static void discard_page(struct fm_shard *s, uint32_t page)
-{
-	for (;;) {
-		uint64_t w = atomic_load(&s->words[page]);
-
-		switch (fm_word_state(w)) {
-		case FM_EMPTY:
-		case FM_LOST: /* its poison stays in the page table: so does its state */
-			return;
-		case FM_BUSY:
-			discard_fill(s, page);
-			return;
-		case FM_DROPPING:
-			if ((w & FM_F_DISCARD) || fm_page_cas(&s->words[page], w, w | FM_F_DISCARD))
-				return;
-			continue;
-		case FM_DIRTY:
-		case FM_CLEAN:
-		case FM_REMOTE:
-		case FM_WRITEBACK:
-			if (discard_one(s, page, w))
-				return;
-			continue;
-		}
-	}
-}
-
-void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end)
-{
-	uint64_t base = s->o.map->hdr->words_offset;
-
-	for (uint64_t p = first; p < end;) {
-		uint64_t stop = end;
-
-		/* Long ranges may lie over holes of the state file, which reading through the mapping would fill. */
-		if (end - p > 4096) {
-			off_t data = lseek(s->o.map->fd, (off_t)(base + p * 8), SEEK_DATA), hole;
-
-			if (data < 0)
-				return;
-			if ((uint64_t)data > base + p * 8)
-				p = ((uint64_t)data - base) / 8;
-			hole = lseek(s->o.map->fd, (off_t)(base + p * 8), SEEK_HOLE);
-			if (hole > 0 && ((uint64_t)hole - base) / 8 < end)
-				stop = ((uint64_t)hole - base) / 8;
-		}
-		for (; p < stop && p < end; p++)
-			discard_page(s, (uint32_t)p);
-	}
 }

@@ -45,7 +45,7 @@ struct fm_shard {
 	pthread_mutex_t turn; /* held from reading events to publishing all of them */
 	atomic_bool stop, stopped;
 	_Atomic unsigned news;
-	uint64_t unmapped; /* pages */
+	bool partly_moved; /* by mremap(): faults outside of the range are of those pages */
 	struct pending pending[FM_PENDING];
 	unsigned npending;
 	bool blocking; /* is the uffd in blocking mode? */
@@ -70,8 +70,23 @@ unsigned shard_read_events(struct fm_shard *s);
 /* Note a fault (again). shard.c. */
 void shard_note(struct fm_shard *s, const struct pending *p);
 
-/* Discard the pages [first, end) of the region: they are zeros from now on, here and in the store. */
-void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end);
+/*
+ * Note that the pages [first, end) of the region are discarded; unmapped: their mapping is gone too, so the local page is punched. The walk is
+ * done in pieces by shard_discard_some(); faults on pages that it has not passed yet wait. shard_discard.c.
+ */
+void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapped);
+/* Walk on over some discarded pages. */
+enum discard_left { DISCARD_NONE, DISCARD_LATER, DISCARD_MORE };
+enum discard_left shard_discard_some(struct fm_shard *s);
+/* Is the page in a range that the walk has not passed? */
+bool shard_is_discarding(const struct fm_shard_shm *m, uint32_t page);
+
+/* Publish a page that is ours: nobody else changes a BUSY word, so the swap cannot fail. */
+void shard_publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to);
+/* Name the one page that is owned outside of s->fill, and take the name back. */
+void shard_single_begin(struct fm_shard *s, uint32_t page);
+void shard_single_end(struct fm_shard *s);
+void shard_unreserve(struct fm_shard *s);
 
 /* Tell the maker. */
 void shard_tell(struct fm_shard *s, unsigned news);

@@ -26,6 +26,7 @@
 #define FM_URI_MAX     512 /* bytes of a store URI with its NUL */
 #define FM_BATCH       64  /* fault events, and pages filled, a turn of a shard */
 #define FM_EVICT_BATCH 128 /* pages the evictor owns at most at one time */
+#define FM_DISCARDS    64  /* ranges being discarded of a shard; as many as a turn can read */
 #define FM_RING        1024 /* entries of a shard's event ring; a power of two */
 
 /* Log-scaled latency histogram: 8 buckets an octave, up to 2^36 ns; fm_hist_*() in stats.h. */
@@ -82,15 +83,29 @@ struct fm_baseline {
 	_Atomic uint64_t latency[FM_HIST_BUCKETS];
 };
 
+/*
+ * A range of pages that the client has discarded (REMOVE, UNMAP), while the shard walks over it: noted before the walk begins, because a
+ * dead daemon's events are not sent again, and because the evictor must leave those pages alone. Written by the shard.
+ */
+struct fm_discard_shm {
+	_Atomic uint64_t first;    /* page of the region */
+	_Atomic uint64_t at;       /* next page to look at: faults on [at, end) wait */
+	_Atomic uint64_t end;      /* page behind the last; 0: slot not in use; written last */
+	_Atomic uint64_t unmapped; /* 1: UNMAP: the local pages go too */
+	_Atomic uint64_t until_ns; /* CLOCK_MONOTONIC: walked over; pages that were still here stay here until then */
+};
+
 /* One shard of a region: a uffd, a range of pages, a thread of fm-faultd. 64-byte aligned blocks, so shards share no line. */
 struct fm_shard_shm {
 	uint64_t first_page;   /* of the region */
-	uint64_t pages;        /* 0: all unmapped */
+	uint64_t pages;
 	_Atomic uint64_t hva;  /* client's address of first_page; changes on mremap */
 	int32_t client_uffd;   /* its number in the client process */
 	uint32_t reserved;
 	/* Pages the shard owns (BUSY), page + 1; 0 none. Entry set before the page is taken, cleared after it is given back. */
 	_Atomic uint32_t inflight[FM_BATCH];
+	_Atomic uint64_t discarding; /* slots of discard in use */
+	struct fm_discard_shm discard[FM_DISCARDS];
 	/* Event ring to the evictor: pages that became resident or await a delete. One writer (shard), one reader (evictor). */
 	_Alignas(64) _Atomic uint32_t ring_head; /* written by the shard */
 	_Atomic uint32_t ring_lost;              /* entries dropped because the ring was full; the evictor sweeps the words */

@@ -126,23 +126,31 @@ void evictor_connected(struct faultd *d, struct conn *c)
 	evictor_kick(d);
 }
 
-/* Put right what a dead evictor left of a region, while its shards hold still. */
-static void mend(struct faultd *d, struct region *r)
+/* Put right what a dead evictor left, while all shards hold still, and count anew. */
+static void mend_all(struct faultd *d)
 {
-	int64_t delta;
+	uint64_t total = 0;
 
-	for (unsigned i = 0; i < r->map.nshards; i++)
-		fm_shard_pause(r->shard[i]);
-	if (fm_ld(&r->map.hdr->evict_inflight[0])) {
-		fm_evict_recover(&r->map, r->memfd);
-		delta = fm_region_recount(&r->map);
-		atomic_fetch_add(&d->daemon->resident, (uint64_t)delta);
+	for (struct region *r = d->regions; r; r = r->next)
+		for (unsigned i = 0; i < r->map.nshards && !r->ending; i++)
+			fm_shard_pause(r->shard[i]);
+	for (struct region *r = d->regions; r; r = r->next) {
+		if (r->ending)
+			continue;
+		if (fm_ld(&r->map.hdr->evict_inflight[0])) {
+			fm_evict_recover(&r->map, r->memfd);
+			fm_region_recount(&r->map);
+		}
+		total += fm_ld(&r->map.hdr->resident);
 	}
-	for (unsigned i = 0; i < r->map.nshards; i++)
-		fm_shard_resume(r->shard[i]);
-	/* Faults that ran into a DROPPING page wait for a wake that never came. */
-	for (unsigned i = 0; i < r->map.nshards; i++)
-		fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
+	/* It may have died between counting a region and counting all. */
+	atomic_store(&d->daemon->resident, total);
+	for (struct region *r = d->regions; r; r = r->next)
+		for (unsigned i = 0; i < r->map.nshards && !r->ending; i++) {
+			fm_shard_resume(r->shard[i]);
+			/* Faults that ran into a DROPPING page wait for a wake that never came. */
+			fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
+		}
 }
 
 void evictor_lost(struct faultd *d)
@@ -151,16 +159,21 @@ void evictor_lost(struct faultd *d)
 
 	atomic_store(&d->daemon->evictor_pid, 0);
 	atomic_store(&d->hold, d->spawn_evictor);
+	/* Its connection is closed, perhaps by us: it must be dead before anything of it is mended. */
+	if (evictor_exclude(d))
+		fm_warn("fm-evict: cannot be ended: %m");
 	for (struct region *r = d->regions; r; r = next) {
 		next = r->next;
 		if (!r->told_evictor)
 			continue;
 		r->told_evictor = false;
-		if (r->ending && !region_needs_purge(d))
-			region_free(d, r);
-		else if (!r->ending)
-			mend(d, r);
+		if (r->ending) {
+			atomic_store(&r->map.hdr->resident, 0); /* taken off when it ended; what the evictor counted since is void */
+			if (!region_needs_purge(d))
+				region_free(d, r);
+		}
 	}
+	mend_all(d);
 	for (struct conn *c = d->conns; c; c = c->next)
 		if (c->waits_cookie) {
 			c->waits_cookie = 0;
@@ -188,29 +201,40 @@ void evictor_reap(struct faultd *d)
 
 int evictor_exclude(struct faultd *d)
 {
-	/* The evictor holds a lock on evict.lock as long as it lives; F_GETLK tells its pid, which therefore is not reused. */
+	/* The evictor holds a lock on evict.lock as long as it lives. F_GETLK tells its pid; asked once more after the pidfd is there, it
+	 * says that the pidfd is the holder's. */
 	for (;;) {
-		struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+		struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET}, again = l;
 		int fd = openat(d->run_fd, "evict.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0640), pidfd, e;
 		struct pollfd p;
 
 		if (fd < 0)
 			return -errno;
 		e = fcntl(fd, F_GETLK, &l) < 0 ? errno : 0;
-		close(fd);
-		if (e || l.l_type == F_UNLCK)
-			return -e;
-		pidfd = (int)syscall(SYS_pidfd_open, l.l_pid, 0);
-		if (pidfd < 0)
-			continue;
-		fm_info("fm-evict of pid %d outlived its fm-faultd: ended", l.l_pid);
-		if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0) {
+		if (e == 0 && l.l_type != F_UNLCK && l.l_pid <= 0)
+			e = ESRCH; /* in a pid namespace that we do not see */
+		pidfd = e || l.l_type == F_UNLCK ? -1 : (int)syscall(SYS_pidfd_open, l.l_pid, 0);
+		if (pidfd >= 0 && fcntl(fd, F_GETLK, &again) < 0)
 			e = errno;
-			close(pidfd);
+		close(fd);
+		if (e || l.l_type == F_UNLCK) {
+			if (pidfd >= 0)
+				close(pidfd);
+			errno = e;
 			return -e;
 		}
-		p = (struct pollfd){.fd = pidfd, .events = POLLIN};
-		poll(&p, 1, 5000);
+		if (pidfd < 0)
+			continue; /* it ended just now */
+		if (again.l_type != F_UNLCK && again.l_pid == l.l_pid) {
+			fm_info("fm-evict of pid %d outlived its connection: ended", l.l_pid);
+			if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0 && errno != ESRCH) {
+				e = errno;
+				close(pidfd);
+				return -e;
+			}
+			p = (struct pollfd){.fd = pidfd, .events = POLLIN};
+			poll(&p, 1, 5000);
+		}
 		close(pidfd);
 	}
 }

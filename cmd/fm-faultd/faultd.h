@@ -15,7 +15,8 @@
 #include "shmfile.h"
 #include "store.h"
 
-#define MAX_CONNECTIONS 512
+#define MAX_CONNECTIONS    512
+#define MAX_EVICT_REQUESTS 64 /* waiting for the evictor at once: as many fit its socket, so that no send to it waits */
 
 /* What an epoll event is about; the first member of whatever its pointer points to. */
 enum watch_kind { WATCH_LISTEN, WATCH_SIGNAL, WATCH_TIMER, WATCH_NEWS, WATCH_CONN, WATCH_CLIENT, WATCH_REGISTRY };
@@ -103,6 +104,11 @@ int region_take_over(struct faultd *d, char *why);
 struct region *region_find(struct faultd *d, uint64_t id);
 /* A region with nothing in it, or NULL. */
 struct region *region_new(void);
+/*
+ * Which shards does the client still have mapped? Bit i: shard i. All bits when its mappings cannot be read; an event cannot tell, as it may
+ * name pages that were unmapped before.
+ */
+uint32_t region_mapped_shards(const struct region *r);
 /* Is the descriptor a userfaultfd? */
 bool region_is_uffd(int fd);
 void region_unlink_state(struct faultd *d, struct region *r);

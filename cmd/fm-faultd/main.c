@@ -115,7 +115,8 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 			break;
 		case OPT_READY_FD:
 			a->ready_fd = (int)number("--ready-fd", arg, 0, 1 << 20);
-			if (fcntl(a->ready_fd, F_GETFD) < 0)
+			/* Close-on-exec: fm-evict must not keep it open. */
+			if (fcntl(a->ready_fd, F_SETFD, FD_CLOEXEC) < 0)
 				fm_die(FM_EXIT_USAGE, "--ready-fd: %s: is not open", arg);
 			break;
 		case OPT_SHARDS:
@@ -306,6 +307,10 @@ int main(int argc, char **argv)
 	make_room_for_descriptors();
 	check_features(&d);
 	lock_run_dir(&d);
+	/* No evictor of an fm-faultd before us may still move pages, or count them. */
+	e = evictor_exclude(&d);
+	if (e)
+		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	open_daemon_state(&d);
 	open_store(&d);
 	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -318,10 +323,6 @@ int main(int argc, char **argv)
 	if (e)
 		fm_die(e == -ENOENT || e == -EHOSTUNREACH ? FM_EXIT_PEER : FM_EXIT_FAILED, "--registry: %s", why);
 
-	/* What an fm-faultd before us served. No evictor of its time may still move pages. */
-	e = evictor_exclude(&d);
-	if (e)
-		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	if (region_take_over(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	registry_regions_known(&d);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "proc.h"
 
 /* The life of a region between its beginning (register.c, takeover.c) and its end. */
 
@@ -22,6 +23,26 @@ struct region *region_find(struct faultd *d, uint64_t id)
 static const char *region_name(const struct region *r)
 {
 	return r->map.hdr->name;
+}
+
+uint32_t region_mapped_shards(const struct region *r)
+{
+	const struct fm_region_hdr *h = r->map.hdr;
+	struct fm_mapping *list;
+	uint32_t mapped = 0;
+	size_t n;
+
+	if (fm_proc_maps(h->pid, &list, &n))
+		return UINT32_MAX;
+	for (size_t k = 0; k < n; k++)
+		for (unsigned i = 0; i < r->map.nshards; i++) {
+			uint64_t hva = fm_ld(&r->map.shards[i].hva), end = hva + r->map.shards[i].pages * FM_PAGE_SIZE;
+
+			if (list[k].ino == h->memfd_ino && list[k].dev == h->memfd_dev && list[k].start < end && list[k].end > hva)
+				mapped |= 1u << i;
+		}
+	free(list);
+	return mapped;
 }
 
 bool region_is_uffd(int fd)
@@ -182,18 +203,13 @@ void regions_news(struct faultd *d)
 	struct region *next;
 
 	for (struct region *r = d->regions; r; r = next) {
-		unsigned news = 0, unmapped = 0;
+		unsigned news = 0;
 
 		next = r->next;
 		if (r->ending)
 			continue;
 		for (unsigned i = 0; i < r->map.nshards; i++) {
-			unsigned n = fm_shard_attention(r->shard[i]);
-
-			news |= n;
-			if (n & FM_SHARD_UNMAPPED)
-				r->map.shards[i].pages = 0; /* only we look at it from here on */
-			unmapped += r->map.shards[i].pages == 0;
+			news |= fm_shard_attention(r->shard[i]);
 		}
 		if (news & FM_SHARD_LOST)
 			fm_warn("region %016llx (%s): a page could not be read from the store and is lost",
@@ -204,7 +220,7 @@ void regions_news(struct faultd *d)
 		if (news & FM_SHARD_REFUSED)
 			fm_warn("region %016llx (%s): the kernel refuses to install a page; its fault waits",
 				(unsigned long long)r->map.hdr->id, region_name(r));
-		if ((news & FM_SHARD_NO_PROCESS) || unmapped == r->map.nshards)
+		if ((news & FM_SHARD_NO_PROCESS) || ((news & FM_SHARD_UNMAPPED) && !region_mapped_shards(r)))
 			region_end(d, r);
 	}
 }

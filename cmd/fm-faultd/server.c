@@ -15,6 +15,7 @@
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -116,9 +117,16 @@ static void on_unregister(struct faultd *d, struct conn *c, const struct fm_ctl_
 static void on_evict(struct faultd *d, struct conn *c, const struct fm_ctl_evict *m)
 {
 	struct fm_ctl_evict ask = *m;
+	unsigned waiting = 0;
 
 	if (!asked_region(d, c, m->id))
 		return;
+	for (const struct conn *other = d->conns; other; other = other->next)
+		waiting += other->waits_cookie != 0;
+	if (c->waits_cookie || waiting >= MAX_EVICT_REQUESTS) {
+		conn_error(c, EBUSY, "too many evictions are asked for at once");
+		return;
+	}
 	if (!d->evictor) {
 		conn_error(c, ESRCH, "no evictor runs");
 		return;
@@ -300,8 +308,13 @@ static void on_listen(struct faultd *d)
 	socklen_t len = sizeof cred;
 	struct conn *c;
 
-	if (fd < 0)
+	if (fd < 0) {
+		/* Out of descriptors, perhaps: the peer stays in the queue, and must not make us spin. */
+		struct timespec nap = {.tv_nsec = 5000000};
+
+		nanosleep(&nap, NULL);
 		return;
+	}
 	c = d->nconns < MAX_CONNECTIONS ? calloc(1, sizeof *c) : NULL;
 	if (!c || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
 		free(c);

@@ -1,7 +1,9 @@
 /* Taking over the regions that an fm-faultd before this one served. */
 #include "faultd.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,19 +14,71 @@
 #include "log.h"
 #include "proc.h"
 
-/* A descriptor of the client, by its number there. */
-static int fetch_fd(int pidfd, int number)
-{
-	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+#define PIDFD_THREAD_FLAG O_EXCL /* PIDFD_THREAD, Linux 6.9 */
 
-	return fd < 0 ? -errno : fd;
+/* Has the main thread ended, while others live on? Its descriptors can then only be had by one of those. */
+static bool is_headless(int pid)
+{
+	char path[32], line[512];
+	const char *state;
+	FILE *f;
+	bool zombie = false;
+
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	f = fopen(path, "re");
+	if (f && fgets(line, sizeof line, f) && (state = strrchr(line, ')')) && strlen(state) > 2)
+		zombie = state[2] == 'Z';
+	if (f)
+		fclose(f);
+	return zombie;
+}
+
+static int fetch_fd_by_thread(int pid, int number)
+{
+	char path[32];
+	struct dirent *d;
+	int fd = -ESRCH;
+	DIR *dir;
+
+	snprintf(path, sizeof path, "/proc/%d/task", pid);
+	dir = opendir(path);
+	if (!dir)
+		return -ESRCH;
+	while (fd < 0 && (d = readdir(dir))) {
+		int tid = atoi(d->d_name), pidfd;
+
+		if (tid <= 0 || tid == pid)
+			continue;
+		pidfd = (int)syscall(SYS_pidfd_open, tid, PIDFD_THREAD_FLAG);
+		if (pidfd < 0) {
+			fd = errno == EINVAL ? -EOPNOTSUPP : -errno;
+			continue;
+		}
+		fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
+		fd = fd < 0 ? -errno : fd;
+		close(pidfd);
+	}
+	closedir(dir);
+	return fd;
+}
+
+/* A descriptor of the client, by its number there. */
+static int fetch_fd(const struct region *r, int number)
+{
+	int fd = (int)syscall(SYS_pidfd_getfd, r->pidfd, number, 0);
+
+	if (fd >= 0)
+		return fd;
+	if (errno == EPERM)
+		return -EPERM;
+	return is_headless(r->map.hdr->pid) ? fetch_fd_by_thread(r->map.hdr->pid, number) : -errno;
 }
 
 static int fetch_memfd(const struct region *r)
 {
 	const struct fm_region_hdr *h = r->map.hdr;
 	struct stat st;
-	int fd = h->client_memfd >= 0 ? fetch_fd(r->pidfd, h->client_memfd) : -EBADF;
+	int fd = h->client_memfd >= 0 ? fetch_fd(r, h->client_memfd) : -EBADF;
 
 	if (fd >= 0 && fstat(fd, &st) == 0 && st.st_dev == h->memfd_dev && st.st_ino == h->memfd_ino)
 		return fd;
@@ -53,27 +107,32 @@ static bool client_lives(struct region *r)
 	return r->pidfd >= 0 && fm_proc_start(r->map.hdr->pid, &start) == 0 && start == r->map.hdr->pid_start;
 }
 
-/* Take back the descriptors. Returns 0; -ESRCH when the region does not exist any more; another -errno: cannot. */
+/*
+ * Take back the descriptors. Returns 0; -ESRCH when the region does not exist any more, which must be certain: its pages are freed then;
+ * another -errno: cannot.
+ */
 static int fetch_region(struct region *r)
 {
 	int e;
 
-	if (!client_lives(r))
+	if (!client_lives(r) || (fm_ld(&r->map.hdr->flags) & FM_REGION_GONE))
 		return -ESRCH;
 	for (unsigned i = 0; i < r->map.nshards; i++) {
-		int fd = fetch_fd(r->pidfd, r->map.shards[i].client_uffd);
+		int fd = fetch_fd(r, r->map.shards[i].client_uffd);
 
-		if (fd == -EBADF || fd == -ESRCH)
-			return -ESRCH; /* closed with the mapping: fm_unmap() or exec() while no daemon ran */
-		if (fd < 0)
-			return fd;
+		if (fd < 0) /* closed with the mapping, by fm_unmap() or exec() while no daemon ran? */
+			return (fd == -EBADF || fd == -ESRCH) && !region_mapped_shards(r) ? -ESRCH : fd;
 		r->uffd[i].fd = fd;
-		if (!region_is_uffd(fd) || !fm_uffd_mm_alive(&r->uffd[i]))
+		if (!region_is_uffd(fd))
+			return !region_mapped_shards(r) ? -ESRCH : -EBADF;
+		if (!fm_uffd_mm_alive(&r->uffd[i]))
 			return -ESRCH;
 	}
+	if (!region_mapped_shards(r))
+		return -ESRCH;
 	e = fetch_memfd(r);
 	if (e < 0)
-		return e == -ENOENT ? -ESRCH : e;
+		return e;
 	r->memfd = e;
 	return 0;
 }

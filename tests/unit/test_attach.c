@@ -11,12 +11,14 @@
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/select.h>
@@ -28,6 +30,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proc.h"
 #include "tap.h"
 
 #define ROUNDS 150 /* attaches of each kind of process; each is two stops, with the close */
@@ -337,7 +340,7 @@ static void test_kind(const struct kind *k)
 	int pid = start(k, 0), r = 0, c = 0, i;
 
 	for (i = 0; i < ROUNDS && !r && !c; i++) {
-		r = fm_attach_uffds(pid, 2, a, &rep);
+		r = fm_attach_uffds(pid, NULL, 2, a, &rep);
 		if (r)
 			break;
 		samples[i] = rep.stopped_ns;
@@ -390,7 +393,7 @@ static void test_uffd(uid_t uid, bool by_device)
 	struct fm_attached a[FM_ATTACH_MAX];
 	int pid = start(&k, uid), r;
 
-	r = fm_attach_uffds(pid, FM_ATTACH_MAX, a, &rep);
+	r = fm_attach_uffds(pid, NULL, FM_ATTACH_MAX, a, &rep);
 	if (ok(r == 0, "%d userfaultfds of a process of uid %u (%d %s)", FM_ATTACH_MAX, (unsigned)uid, r, rep.step)) {
 		ok(rep.by_device == by_device, "... %s the device", by_device ? "through" : "without");
 		printf("# %u calls, stopped %u us\n", rep.calls, (unsigned)(rep.stopped_ns / 1000));
@@ -413,7 +416,7 @@ static void test_stopped(void)
 
 	kill(pid, SIGSTOP);
 	waitpid(pid, &status, WUNTRACED);
-	r = fm_attach_uffds(pid, 1, &a, NULL);
+	r = fm_attach_uffds(pid, NULL, 1, &a, NULL);
 	is_u64(r, 0, "a stopped process");
 	waitid(P_PID, (id_t)pid, &si, WSTOPPED | WNOHANG | WNOWAIT);
 	unsigned before = seen->turns;
@@ -424,6 +427,81 @@ static void test_stopped(void)
 	if (!r)
 		close(a.fd);
 	stop(pid);
+}
+
+static char *volatile file_pages;
+#define FILE_BYTES (8u << 20)
+
+/* Fill the file when told to (seen->signals). */
+static void fill_turn(void)
+{
+	if (seen->signals == 1) {
+		memset(file_pages, 'y', FILE_BYTES / 2);
+		seen->signals = 2;
+	}
+	usleep(1000);
+	seen->turns++;
+}
+
+/* Memory on a tmpfs that would have huge pages gets none once it was attached: neither by its own faults nor by ours. */
+static void test_small(void)
+{
+	static const struct kind k = {"fill", fill_turn, NULL};
+	struct fm_attach_range small = {.bytes = FILE_BYTES}, gap;
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct uffdio_copy copy = {.len = FILE_BYTES / 2};
+	struct fm_attach_report rep;
+	struct fm_vmflags flags;
+	struct fm_attached a;
+	uint64_t large;
+	int fd, pid, r;
+
+	fd = unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+		     mount("none", "/tmp", "tmpfs", 0, "huge=always,size=64m") == 0
+		 ? open("/tmp/f", O_RDWR | O_CREAT | O_CLOEXEC, 0600)
+		 : -1;
+	if (fd < 0 || ftruncate(fd, FILE_BYTES)) {
+		tap_skip("no huge pages", "no tmpfs with huge=always");
+		return;
+	}
+	file_pages = mmap(NULL, FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	small.hva = reg.range.start = copy.dst = (uintptr_t)file_pages;
+	for (unsigned round = 0; round < 2; round++) {
+		/* First without: what would happen. */
+		pid = start(&k, 0);
+		r = fm_attach_uffds(pid, round ? &small : NULL, 1, &a, &rep);
+		ok(r == 0, "attach to memory on a tmpfs with huge=always, %s (%d %s)", round ? "forbidding them" : "as it is", r, rep.step);
+		is_u64(rep.calls, 1 + round, "... %u calls in one stop", 1 + round);
+		ok(fm_proc_vmflags(pid, small.hva, &flags) == 0 && flags.nohuge == (round == 1), "... the flag");
+		seen->signals = 1;
+		for (int i = 0; i < 5000 && seen->signals != 2; i++)
+			usleep(1000);
+		is_u64(fm_proc_large_folios(fd, 0, FILE_BYTES, &large), 0, "... look");
+		ok(seen->signals == 2 && (large > 0) == (round == 0), "... its page faults: %u huge", (unsigned)large);
+		if (!r && round) {
+			reg.range.len = FILE_BYTES;
+			copy.dst = small.hva + FILE_BYTES / 2;
+			copy.src = (uintptr_t)file_pages;
+			ok(ioctl(a.fd, UFFDIO_API, &api) == 0 && ioctl(a.fd, UFFDIO_REGISTER, &reg) == 0 && ioctl(a.fd, UFFDIO_COPY, &copy) == 0,
+			   "... copied to");
+			ioctl(a.fd, UFFDIO_UNREGISTER, &reg.range);
+			ok(fm_proc_large_folios(fd, 0, FILE_BYTES, &large) == 0 && large == 0, "... %u huge", (unsigned)large);
+		}
+		if (!r)
+			close(a.fd);
+		stop(pid);
+		fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, FILE_BYTES);
+	}
+	pid = start(&k, 0);
+	gap = (struct fm_attach_range){.hva = 1u << 16, .bytes = 4096};
+	is_u64(fm_attach_uffds(pid, &gap, 1, &a, &rep), -ENOMEM, "memory that is not there");
+	is_str(rep.step, "forbid huge pages in it", "... at the right step");
+	is_u64(rep.calls, 3, "... and the userfaultfd is closed again");
+	ok(alive(pid), "... it lives");
+	stop(pid);
+	munmap(file_pages, FILE_BYTES);
+	close(fd);
 }
 
 /* Somebody sends SIGSTOP and SIGCONT all the time. */
@@ -447,7 +525,7 @@ static void test_stop_storm(void)
 		}
 	}
 	for (i = 0; i < ROUNDS && !r; i++) {
-		r = fm_attach_uffds(pid, 1, &a, NULL);
+		r = fm_attach_uffds(pid, NULL, 1, &a, NULL);
 		if (!r) {
 			close(a.fd);
 			r = fm_attach_close(pid, &a.remote, 1, NULL);
@@ -489,7 +567,7 @@ static void test_seccomp(const char *name, void (*filter)(void))
 	struct fm_attached a;
 	int pid = start(&k, 0);
 
-	is_u64(fm_attach_uffds(pid, 1, &a, &rep), -ENOSYS, "seccomp %s: refused", name);
+	is_u64(fm_attach_uffds(pid, NULL, 1, &a, &rep), -ENOSYS, "seccomp %s: refused", name);
 	is_str(rep.step, "call userfaultfd in it", "... at the right step");
 	ok(alive(pid) && seen->wrong == 0, "... and it lives");
 	stop(pid);
@@ -501,10 +579,10 @@ static void test_refusals(void)
 	struct fm_attached a;
 	int pid = start(&kinds[3], 0), tracer, status, go[2];
 
-	is_u64(fm_attach_uffds(pid, 0, &a, NULL), -EINVAL, "no userfaultfd wanted");
-	is_u64(fm_attach_uffds(pid, FM_ATTACH_MAX + 1, &a, NULL), -EINVAL, "too many wanted");
-	is_u64(fm_attach_uffds(0, 1, &a, NULL), -ESRCH, "pid 0");
-	is_u64(fm_attach_uffds(-1, 1, &a, NULL), -ESRCH, "pid -1");
+	is_u64(fm_attach_uffds(pid, NULL, 0, &a, NULL), -EINVAL, "no userfaultfd wanted");
+	is_u64(fm_attach_uffds(pid, NULL, FM_ATTACH_MAX + 1, &a, NULL), -EINVAL, "too many wanted");
+	is_u64(fm_attach_uffds(0, NULL, 1, &a, NULL), -ESRCH, "pid 0");
+	is_u64(fm_attach_uffds(-1, NULL, 1, &a, NULL), -ESRCH, "pid -1");
 
 	if (pipe(go))
 		return;
@@ -520,7 +598,7 @@ static void test_refusals(void)
 	}
 	char c;
 	ok(read(go[0], &c, 1) == 1, "a tracer is there");
-	is_u64(fm_attach_uffds(pid, 1, &a, &rep), -EBUSY, "... traced already");
+	is_u64(fm_attach_uffds(pid, NULL, 1, &a, &rep), -EBUSY, "... traced already");
 	is_u64(rep.tracer, tracer, "... by this process");
 	stop(tracer);
 
@@ -528,19 +606,19 @@ static void test_refusals(void)
 	if (other == 0) {
 		if (setgid(NOBODY) || setuid(NOBODY))
 			_exit(99);
-		_exit(-fm_attach_uffds(pid, 1, &a, NULL));
+		_exit(-fm_attach_uffds(pid, NULL, 1, &a, NULL));
 	}
 	waitpid(other, &status, 0);
 	is_u64(WEXITSTATUS(status), EPERM, "no permission to trace");
 	ok(alive(pid) && seen->wrong == 0, "... the process lives");
 	stop(pid);
-	is_u64(fm_attach_uffds(pid, 1, &a, NULL), -ESRCH, "it is gone");
+	is_u64(fm_attach_uffds(pid, NULL, 1, &a, NULL), -ESRCH, "it is gone");
 
 	pid = fork();
 	if (pid == 0)
 		_exit(0);
 	waitid(P_PID, (id_t)pid, &(siginfo_t){0}, WEXITED | WNOWAIT);
-	is_u64(fm_attach_uffds(pid, 1, &a, NULL), -ESRCH, "a zombie");
+	is_u64(fm_attach_uffds(pid, NULL, 1, &a, NULL), -ESRCH, "a zombie");
 	waitpid(pid, NULL, 0);
 	ok(*fm_attach_why(-EPERM) && *fm_attach_why(-EBUSY) && !*fm_attach_why(-EDOM), "errors have words");
 }
@@ -588,6 +666,7 @@ int main(void)
 	test_seccomp("trap", filter_trap);
 	test_seccomp("errno", filter_errno);
 	test_refusals();
+	test_small();
 	semctl(sem_id, 0, IPC_RMID);
 	return tap_done();
 }

@@ -73,12 +73,20 @@
 	F(fm_shard_shm, client_uffd, 24, 4) \
 	F(fm_shard_shm, reserved, 28, 4) \
 	F(fm_shard_shm, inflight, 32, 256) \
-	F(fm_shard_shm, ring_head, 320, 4) \
-	F(fm_shard_shm, ring_lost, 324, 4) \
-	F(fm_shard_shm, ring_tail, 384, 4) \
-	F(fm_shard_shm, ring, 448, 4096) \
-	F(fm_shard_shm, stats, 4544, 2336) \
-	S(fm_shard_shm, 6912) \
+	F(fm_shard_shm, discarding, 288, 8) \
+	F(fm_shard_shm, discard, 296, 2560) \
+	F(fm_shard_shm, ring_head, 2880, 4) \
+	F(fm_shard_shm, ring_lost, 2884, 4) \
+	F(fm_shard_shm, ring_tail, 2944, 4) \
+	F(fm_shard_shm, ring, 3008, 4096) \
+	F(fm_shard_shm, stats, 7104, 2336) \
+	S(fm_shard_shm, 9472) \
+	F(fm_discard_shm, first, 0, 8) \
+	F(fm_discard_shm, at, 8, 8) \
+	F(fm_discard_shm, end, 16, 8) \
+	F(fm_discard_shm, unmapped, 24, 8) \
+	F(fm_discard_shm, until_ns, 32, 8) \
+	S(fm_discard_shm, 40) \
 	F(fm_shard_stats, faults, 0, 8) \
 	F(fm_shard_stats, faults_zero, 8, 8) \
 	F(fm_shard_stats, faults_store, 16, 8) \

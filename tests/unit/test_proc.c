@@ -4,7 +4,9 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -105,16 +107,18 @@ static void test_parse(void)
 
 static void test_vmflags(void)
 {
-	static const char text[] = "1000-2000 rw-s 0 00:01 7 /x\nSize: 4 kB\nLocked:                0 kB\nVmFlags: rd wr sh \n"
-				   "2000-3000 rw-s 0 00:01 8 /y\nLocked:               12 kB\nVmFlags: rd wr sh dc lo ht um uw \n"
+	static const char text[] = "1000-2000 rw-s 0 00:01 7 /x\nSize: 4 kB\nShmemPmdMapped:        0 kB\nFilePmdMapped:         0 kB\n"
+				   "Locked:                0 kB\nVmFlags: rd wr sh \n"
+				   "2000-3000 rw-s 0 00:01 8 /y\nAnonHugePages:         4 kB\nShmemPmdMapped:     2048 kB\nFilePmdMapped:      4096 kB\n"
+				   "Locked:               12 kB\nVmFlags: rd wr sh dc lo ht um uw nh \n"
 				   "3000-4000 rw-s 0 00:01 9\nLocked: 1 kB\n4000-5000 rw-s 0 00:01 9\n";
 	struct fm_vmflags f;
 
 	ok(fm_proc_parse_vmflags(text, sizeof text - 1, 0x1000, &f) == 0 && !f.locked && !f.dontfork && !f.hugetlb &&
-	       !f.uffd_missing && !f.uffd_wp && f.locked_kib == 0 && !f.io,
+	       !f.uffd_missing && !f.uffd_wp && f.locked_kib == 0 && f.huge_kib == 0 && !f.nohuge && !f.io,
 	   "a plain mapping");
 	ok(fm_proc_parse_vmflags(text, sizeof text - 1, 0x2000, &f) == 0 && f.locked && f.dontfork && f.hugetlb &&
-	       f.uffd_missing && f.uffd_wp && f.locked_kib == 12,
+	       f.uffd_missing && f.uffd_wp && f.locked_kib == 12 && f.huge_kib == 6144 && f.nohuge,
 	   "all flags");
 	is_u64(fm_proc_parse_vmflags(text, sizeof text - 1, 0x3000, &f), -EPROTO, "no flags");
 	is_u64(fm_proc_parse_vmflags(text, sizeof text - 1, 0x4000, &f), -EPROTO, "cut off");
@@ -189,11 +193,75 @@ static void test_self(void)
 	close(fd);
 }
 
+/* A tmpfs with huge=always at TMPFS, seen by this process alone. */
+#define TMPFS "/tmp"
+static bool mount_huge(void)
+{
+	return unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+	       mount("none", TMPFS, "tmpfs", 0, "huge=always,size=128m") == 0;
+}
+
+static void test_large_folios(void)
+{
+	static char page[4096] = "x";
+	const size_t huge = 2u << 20;
+	uint64_t large = 99;
+	int fd = memfd_create("test-proc", MFD_CLOEXEC);
+
+	if (fd < 0 || ftruncate(fd, 1 << 20))
+		return;
+	ok(fm_proc_large_folios(fd, 0, 1 << 20, &large) == 0 && large == 0, "an empty file has no large folios");
+	if (geteuid() != 0) {
+		tap_skip("large folios", "needs root");
+		close(fd);
+		return;
+	}
+	for (off_t at = 3; at < 256; at += 3)
+		if (pwrite(fd, page, sizeof page, at * 4096) != sizeof page)
+			at = 256;
+	ok(fm_proc_large_folios(fd, 0, 1 << 20, &large) == 0 && large == 0, "nor has one of single pages with holes");
+	struct stat st = {.st_blocks = 0};
+	ok(fstat(fd, &st) == 0 && st.st_blocks == 85 * 8, "... whose holes stay holes");
+	close(fd);
+	is_u64(fm_proc_large_folios(-1, 0, 1 << 20, &large), -EBADF, "no file");
+
+	fd = mount_huge() ? open(TMPFS "/f", O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
+	if (fd < 0 || ftruncate(fd, (off_t)(50 * huge))) {
+		tap_skip("large folios", "no tmpfs with huge=always");
+		return;
+	}
+	/* Three: at the start, across 64 MiB windows, at the end. The last is left in the file only. */
+	for (unsigned i = 0; i < 3; i++) {
+		off_t at = (off_t)((const unsigned[]){0, 33, 49}[i] * huge);
+		char *p = mmap(NULL, huge, PROT_READ | PROT_WRITE, MAP_SHARED, fd, at);
+
+		if (p == MAP_FAILED)
+			break;
+		*p = 'x';
+		munmap(p, huge);
+	}
+	ok(fm_proc_large_folios(fd, 0, 50 * huge, &large) == 0, "a file with huge pages");
+	is_u64(large, 3 * 512, "... all their pages");
+	ok(fm_proc_large_folios(fd, 48 * huge, 2 * huge, &large) == 0 && large == 512, "... of a part of the file");
+	ok(fm_proc_large_folios(fd, huge, 8 * huge, &large) == 0 && large == 0, "... of a part without");
+	ok(fm_proc_large_folios(fd, huge - 4096, 4096, &large) == 0 && large == 1, "... of one page");
+	fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(33 * huge), (off_t)huge);
+	ok(fm_proc_large_folios(fd, 0, 50 * huge, &large) == 0 && large == 2 * 512, "... one of them discarded");
+	if (ok(seteuid(65534) == 0, "no longer root")) {
+		int r = fm_proc_large_folios(fd, 0, 50 * huge, &large);
+
+		ok(r == -EACCES || r == -EPERM, "... not permitted (%d)", r);
+		ok(seteuid(0) == 0, "root again");
+	}
+	close(fd);
+}
+
 int main(void)
 {
 	test_start();
 	test_parse();
 	test_vmflags();
 	test_self();
+	test_large_folios();
 	return tap_done();
 }

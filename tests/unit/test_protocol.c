@@ -25,6 +25,10 @@
 #include "tap.h"
 #include "uapi.h"
 
+#ifndef MADV_POPULATE_READ /* Linux 5.14; musl 1.2.3 lacks it */
+#define MADV_POPULATE_READ 22
+#endif
+
 #define PAGES   1024u
 #define WORDS   512u
 #define SHARDS  2u
@@ -488,6 +492,10 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 	for (unsigned p = 0; p < PAGES; p++)
 		check(p, 0, WORDS);
 	madvise(t.memory + OWN_FIRST * WORDS, (OWN_END - OWN_FIRST) * FM_PAGE_SIZE, MADV_REMOVE);
+	/* Pages that were here are looked at again after a grace. */
+	for (unsigned i = 0; i < SHARDS; i++)
+		for (unsigned ms = 0; ms < 20000 && atomic_load(&t.map.shards[i].discarding); ms++)
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	atomic_store(&t.stop_evictor, true);
 	pthread_join(evictor, NULL);
 	for (unsigned i = 0; i < SHARDS; i++) {
