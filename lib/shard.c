@@ -55,7 +55,8 @@ void shard_ring(struct fm_shard *s, uint32_t page)
 	}
 	m->ring[head % FM_RING] = page;
 	atomic_store_explicit(&m->ring_head, head + 1, memory_order_release);
-	if (used == FM_RING / 2)
+	/* What awaits a delete takes room in the store, and there may be no other reason to look at it. */
+	if (used == FM_RING / 2 || fm_word_state(atomic_load(&s->words[page])) == FM_EMPTY)
 		wake_evictor(s);
 }
 
