@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,6 +22,8 @@
 #include "log.h"
 #include "policy.h"
 
+#define ROOTS_CONNECTIONS 32 /* of MAX_CONNECTIONS */
+
 /* What the loop watches besides connections and clients. */
 static struct watch watch_listen = {WATCH_LISTEN}, watch_signal = {WATCH_SIGNAL}, watch_timer = {WATCH_TIMER},
 		    watch_news = {WATCH_NEWS};
@@ -36,7 +39,10 @@ int watch_add(struct faultd *d, int fd, struct watch *w)
 
 void conn_reply(struct conn *c, unsigned type, const void *body, const int *fds, unsigned nfds)
 {
-	if (!c->dead && fm_ctl_send(c->fd, type, body, fds, nfds))
+	struct pollfd p = {.fd = c->fd, .events = POLLOUT};
+
+	/* Who does not read its answers is not waited for; but the evictor may be busy, and must hear of every region. */
+	if (!c->dead && ((!c->evictor && poll(&p, 1, 0) != 1) || fm_ctl_send(c->fd, type, body, fds, nfds)))
 		c->dead = true;
 }
 
@@ -325,7 +331,8 @@ static void on_listen(struct faultd *d)
 	c->fd = fd;
 	c->uid = cred.uid;
 	c->pid = cred.pid;
-	if (watch_add(d, fd, &c->watch)) {
+	/* The last few are root's: others who hold all they can get must not keep the evictor out. */
+	if ((!trusted(c) && d->nconns >= MAX_CONNECTIONS - ROOTS_CONNECTIONS) || watch_add(d, fd, &c->watch)) {
 		free(c);
 		close(fd);
 		return;
