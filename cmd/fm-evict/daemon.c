@@ -237,7 +237,11 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 		unsigned n = 0;
 
 		next = t->next;
-		if (s && !s->purging && now >= s->r.stalled_until_ns && !s->r.gone) {
+		if (s && !s->purging && now < s->r.stalled_until_ns && !s->r.gone) {
+			left = true; /* the store refused a moment ago: that it is not asked again yet is no failure of this request */
+			continue;
+		}
+		if (s && !s->purging && !s->r.gone) {
 			if (fm_queue_count(s->r.queue) < want && t->idle)
 				fm_evict_sweep(&d->evictor, &s->r);
 			n = fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
