@@ -122,3 +122,64 @@ stop_faultd() {
 		return 1
 	}
 }
+
+# build_clients: compile tests/stress/{client,torture}.c against libfm.a into $BATS_FILE_TMPDIR. For setup_file.
+build_clients() {
+	local c
+	for c in client torture; do
+		cc -O1 -std=c11 -D_GNU_SOURCE -I"$FM_ROOT/lib" -o "$BATS_FILE_TMPDIR/$c" "$FM_ROOT/tests/stress/$c.c" "$FM_LIB/libfm.a" \
+			-lpthread || return 1
+	done
+}
+
+# start_client STEP...: start it in the background; sets CLIENT_PID. Its lines go to $FM_TMP/client.out and .err.
+start_client() {
+	"$BATS_FILE_TMPDIR/client" "$@" > "$FM_TMP/client.out" 2> "$FM_TMP/client.err" 3>&- < /dev/null &
+	CLIENT_PID=$!
+	track "$CLIENT_PID"
+}
+
+# said WORD: the client has said it. client_says WORD: wait for that, at most a minute; fails at once when the client ended.
+said() {
+	grep -qx "$1" "$FM_TMP/client.out" || gone "$CLIENT_PID"
+}
+client_says() {
+	wait_for 60 said "$1" && grep -qx "$1" "$FM_TMP/client.out" || {
+		cat "$FM_TMP/client.err" >&2
+		return 1
+	}
+}
+
+# ends_well PID [SECONDS]: the process ends by itself, with exit status 0.
+ends_well() {
+	local status=0
+	wait_for "${2:-60}" gone "$1" || return 1
+	wait "$1" || status=$?
+	[ "$status" -eq 0 ] || {
+		echo "process $1 ended with status $status" >&2
+		cat "$FM_TMP"/*.err >&2
+		return 1
+	}
+}
+
+# region_stat FILTER: what jq finds in the first region of fm-stat -j.
+region_stat() {
+	"$FM_BIN/fm-stat" -j | jq -r ".regions[0] | $1"
+}
+
+# Page frames of 4 KiB that the files in a folder take on their file system.
+blocks_of() {
+	local n=0 f
+	for f in "$1"/*; do
+		[ ! -f "$f" ] || n=$((n + $(stat -c %b "$f") / 8))
+	done
+	echo "$n"
+}
+
+no_regions() {
+	[ -z "$(compgen -G "$FM_RUN_DIR/region-*.state")" ]
+}
+
+store_is_empty() {
+	[ "$(blocks_of "$FM_TMP/store")" -eq 0 ]
+}

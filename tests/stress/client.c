@@ -1,0 +1,158 @@
+/*
+ * A client that does what its arguments say, one after the other; the bats tests' hands. Linked with libfm.a.
+ *
+ *   client map:NAME:PAGES[:LOCAL_BYTES] fill:0:PAGES:7 say:filled until:/path/of/a/file check:0:PAGES:7 ...
+ *
+ *   map:NAME:PAGES[:LOCAL]  far memory; the later steps are about the region mapped last, in its pages
+ *   maps:NAME:PAGES:COUNT   COUNT regions; the later steps are about the last
+ *   fill:FIRST:N:TAG        write every word: what a page holds follows from its number and the tag
+ *   check:FIRST:N:TAG       read every word; TAG 0: zeros
+ *   zero:FIRST:N            write zeros
+ *   remove:FIRST:N          MADV_REMOVE
+ *   munmap:FIRST:N          munmap(2), behind libfm's back
+ *   unmap:FIRST:N           fm_unmap
+ *   nofile:N                RLIMIT_NOFILE
+ *   exec                    become sleep(1)
+ *   say:TEXT                a line to stdout
+ *   until:FILE              wait until the file exists
+ *   must-fail:ERRNAME:STEP  the step is a map that must fail with ENOENT, EPERM ...
+ *
+ * Exit 0 when all was done and every word was right; 1 else, with a line on stderr.
+ */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fluidmem.h"
+
+#define PAGE  4096u
+#define WORDS (PAGE / 8)
+
+static volatile uint64_t *memory;
+
+static uint64_t word(uint64_t tag, uint64_t page, unsigned i)
+{
+	uint64_t x = tag * 0x9e3779b97f4a7c15ull + page * WORDS + i;
+
+	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+	return tag ? x ^ (x >> 27) : 0;
+}
+
+static bool map(char **a)
+{
+	struct fm_options o = {.name = a[1], .local_bytes = a[3] ? strtoull(a[3], NULL, 0) : 0};
+
+	memory = fm_map(strtoull(a[2], NULL, 0) * PAGE, &o);
+	return memory != NULL;
+}
+
+static bool maps(char **a)
+{
+	struct fm_options o = {.name = a[1]};
+
+	for (int i = atoi(a[3]); i > 0; i--) {
+		memory = fm_map(strtoull(a[2], NULL, 0) * PAGE, &o);
+		if (!memory)
+			return false;
+	}
+	return true;
+}
+
+static void fill(uint64_t first, uint64_t n, uint64_t tag)
+{
+	for (uint64_t p = first; p < first + n; p++)
+		for (unsigned i = 0; i < WORDS; i++)
+			memory[p * WORDS + i] = word(tag, p, i);
+}
+
+static bool check(uint64_t first, uint64_t n, uint64_t tag)
+{
+	uint64_t wrong = 0;
+
+	for (uint64_t p = first; p < first + n; p++)
+		for (unsigned i = 0; i < WORDS; i++)
+			if (memory[p * WORDS + i] != word(tag, p, i) && wrong++ < 3)
+				fprintf(stderr, "client: page %llu word %u is wrong\n", (unsigned long long)p, i);
+	if (wrong)
+		fprintf(stderr, "client: %llu wrong words\n", (unsigned long long)wrong);
+	errno = EIO;
+	return wrong == 0;
+}
+
+static bool step(char *text)
+{
+	static const struct timespec nap = {.tv_nsec = 10000000};
+	char *a[6] = {text}, *rest;
+	uint64_t n[4];
+	int k = 1;
+
+	if (strncmp(text, "must-fail:", 10) == 0) {
+		bool failed;
+
+		rest = strchr(text + 10, ':');
+		*rest++ = '\0';
+		failed = !step(rest);
+		/* glibc's name of the error: ENOENT, not its number. */
+		if (failed && strcmp(strerrorname_np(errno), text + 10) == 0)
+			return true;
+		fprintf(stderr, "client: %s, must be %s\n", failed ? strerrorname_np(errno) : "it did not fail", text + 10);
+		exit(1);
+	}
+	if (strncmp(text, "say:", 4) == 0)
+		return puts(text + 4) >= 0 && fflush(stdout) == 0;
+	if (strncmp(text, "until:", 6) == 0) {
+		while (access(text + 6, F_OK) < 0)
+			nanosleep(&nap, NULL);
+		return true;
+	}
+	while (k < 5 && (a[k] = strchr(a[k - 1], ':'))) {
+		*a[k]++ = '\0';
+		k++;
+	}
+	for (int i = 0; i < 3; i++)
+		n[i] = i + 1 < k ? strtoull(a[i + 1], NULL, 0) : 0;
+	if (strcmp(a[0], "map") == 0)
+		return map(a);
+	if (strcmp(a[0], "maps") == 0)
+		return maps(a);
+	if (strcmp(a[0], "fill") == 0)
+		return fill(n[0], n[1], n[2]), true;
+	if (strcmp(a[0], "check") == 0)
+		return check(n[0], n[1], n[2]);
+	if (strcmp(a[0], "zero") == 0)
+		return memset((void *)(uintptr_t)(memory + n[0] * WORDS), 0, n[1] * PAGE), true;
+	if (strcmp(a[0], "remove") == 0)
+		return madvise((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE, MADV_REMOVE) == 0;
+	if (strcmp(a[0], "munmap") == 0)
+		return munmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
+	if (strcmp(a[0], "unmap") == 0)
+		return fm_unmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
+	if (strcmp(a[0], "nofile") == 0)
+		return setrlimit(RLIMIT_NOFILE, &(struct rlimit){n[0], n[0]}) == 0;
+	if (strcmp(a[0], "exec") == 0)
+		return execlp("sleep", "sleep", "600", (char *)NULL) == 0;
+	fprintf(stderr, "client: %s: no such step\n", text);
+	exit(2);
+}
+
+int main(int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++) {
+		/* Steps are cut up; argv stays for whoever looks at the process. */
+		char *text = strdup(argv[i]);
+
+		if (!text || !step(text)) {
+			fprintf(stderr, "client: %s: %s\n", argv[i], strerror(errno));
+			return 1;
+		}
+		free(text);
+	}
+	return 0;
+}
