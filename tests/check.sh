@@ -106,19 +106,20 @@ suite_guest() {
 }
 
 suite_lint() {
-	local c sh
+	# As the Makefile's.
+	local c sh flags=(-D_GNU_SOURCE -DTHREADED '-DFM_VERSION="0"' -Ilib)
 	mapfile -t c < <(find lib cmd tests bench -name '*.c' | sort)
 	mapfile -t sh < <(find deps tests bench .ci -name '*.sh' -o -name '*.bash' -o -name '*.bats' -o -path .ci/run | sort)
 	sh+=(tests/guest/init)
 	check 'lint shellcheck' shellcheck -x "${sh[@]}" || true
 	check 'lint cppcheck' cppcheck -q -j "$jobs" --std=c11 --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability \
-		-D_GNU_SOURCE -D__x86_64__ '-DFM_VERSION="0"' -Ilib "${c[@]}" || true
-	check 'lint clang-tidy' each_c clang-tidy --quiet '{}' -- -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib || true
+		-D__x86_64__ "${flags[@]}" "${c[@]}" || true
+	check 'lint clang-tidy' each_c clang-tidy --quiet '{}' -- -std=c11 "${flags[@]}" || true
 	# gcc 12 takes what an array or a structure points to for leaked, and does not believe that an error is never 0:
 	# leaks are found by the ASan runs, and uninitialised values by clang-tidy.
 	check 'lint gcc -fanalyzer' each_c gcc -fanalyzer -Wno-analyzer-malloc-leak \
-		-Wno-analyzer-use-of-uninitialized-value -Werror -O1 -std=c11 -D_GNU_SOURCE '-DFM_VERSION="0"' -Ilib -c \
+		-Wno-analyzer-use-of-uninitialized-value -Werror -O1 -std=c11 "${flags[@]}" -c \
 		-o /dev/null '{}' || true
 	check 'lint mandoc' mandoc -Tlint -W warning man/*.8 || true
 }
