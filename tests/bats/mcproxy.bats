@@ -10,7 +10,7 @@ setup_file() {
 
 setup() {
 	fm_setup
-	seconds=${FM_STRESS_SECONDS:-10}
+	seconds=${FM_STRESS_SECONDS:-6}
 }
 
 samples_start() {
@@ -27,7 +27,7 @@ sampled() {
 one_proxied() {
 	mc_start a
 	proxy_start p a
-	daemon=(--local 128p --store "memcached:${MC_AT[p]}?timeout=300" "$@")
+	daemon=(--local 128p --store "memcached:${MC_AT[p]}?timeout=300")
 	start_faultd "${daemon[@]}"
 }
 

@@ -87,11 +87,11 @@ torture_end() {
 	wait "$TORTURE_PID" || status=$?
 	cat "$FM_TMP/torture.log"
 	# Above 128: SIGBUS, a lost page.
-	[ "$status" -eq 0 ] && grep -q ' operations, 0 wrong words$' "$FM_TMP/torture.log" || {
+	if [ "$status" -ne 0 ] || ! grep -q ' operations, 0 wrong words$' "$FM_TMP/torture.log"; then
 		echo "torture ended with status $status" >&2
 		cat "$FM_TMP/faultd.log" >&2
 		return 1
-	}
+	fi
 }
 
 lost_start() {
@@ -104,10 +104,11 @@ lost_start() {
 	LOST_PID[$name]=$!
 	LOST_FD[$name]=$fd
 	track $!
-	wait_for 10 said_or_gone "$name" && [ -s "$FM_TMP/$name.out" ] || {
+	wait_for 10 said_or_gone "$name" || true
+	if [ ! -s "$FM_TMP/$name.out" ]; then
 		cat "$FM_TMP/$name.err" >&2
 		return 1
-	}
+	fi
 	cat "$FM_TMP/$name.out"
 }
 
@@ -123,6 +124,11 @@ answered_or_gone() {
 	has_lines "$FM_TMP/$1.out" "$LOST_NEXT" || gone "${LOST_PID[$1]}"
 }
 
+# It has not answered the last command yet.
+unanswered() {
+	[ "$(wc -l < "$FM_TMP/$1.out")" -lt "$LOST_NEXT" ]
+}
+
 # Send a command and do not wait.
 lost_send() {
 	LOST_NEXT=$(($(wc -l < "$FM_TMP/$1.out") + 1))
@@ -131,11 +137,12 @@ lost_send() {
 
 # The answer to the last command sent, within so many seconds.
 lost_answer() {
-	wait_for "$2" answered_or_gone "$1" && has_lines "$FM_TMP/$1.out" "$LOST_NEXT" || {
+	wait_for "$2" answered_or_gone "$1" || true
+	if ! has_lines "$FM_TMP/$1.out" "$LOST_NEXT"; then
 		cat "$FM_TMP/$1.err" "$FM_TMP/faultd.log" >&2
 		"$FM_BIN/fm-stat" -j >&2
 		return 1
-	}
+	fi
 	LOST_SAID=$(sed -n "${LOST_NEXT}p" "$FM_TMP/$1.out")
 	echo "$1: $LOST_SAID"
 	cat "$FM_TMP/$1.err"

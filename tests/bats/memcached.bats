@@ -112,7 +112,7 @@ tortured() {
 	lost_send one 'check'
 	wait_for 10 has_flag one store_down
 	sleep "${FM_STOP_SECONDS:-3}" # longer than the store's timeout
-	! has_lines "$FM_TMP/one.out" "$LOST_NEXT"
+	unanswered one
 	[ "$(region_stat one pages_lost)" -eq 0 ]
 	kill -CONT "${MC_PID[a]}"
 	lost_answer one 30
@@ -202,7 +202,7 @@ on_both() {
 	lost_send second fill
 	wait_for 20 has_flag second store_full
 	# It waits: there is no room anywhere.
-	! has_lines "$FM_TMP/second.out" "$LOST_NEXT"
+	unanswered second
 	[ "$(region_stat second pages_lost)" -eq 0 ] && [ "$(region_stat first pages_lost)" -eq 0 ]
 	next=$LOST_NEXT
 	lost_end first
@@ -375,9 +375,14 @@ bad_server() {
 	stop_faultd
 }
 
+# refused_key TEXT FILE
+refused_key() {
+	refused 2 "$1" --store "memcached:${MC_AT[a]}" --key-file "$2" ||
+		refused 3 "$1" --store "memcached:${MC_AT[a]}" --key-file "$2"
+}
+
 @test "bad key files are refused, exit 2 or 3; a missing one is made for the owner alone" {
 	mc_start a
-	at=(--store "memcached:${MC_AT[a]}")
 	key=$FM_TMP/key
 	head -c 31 /dev/urandom > "$key" && chmod 600 "$key"
 	refused_key 32 "$key"
@@ -389,12 +394,8 @@ bad_server() {
 	refused_key 600 "$key"
 	refused_key 'not a regular file' "$FM_TMP"
 	refused_key 'No such file' "$FM_TMP/none/key"
-	refused 2 'cannot be used with --no-seal' "${at[@]}" --key-file "$key" --no-seal
-	start_faultd "${at[@]}" --key-file "$FM_TMP/new"
+	refused 2 'cannot be used with --no-seal' --store "memcached:${MC_AT[a]}" --key-file "$key" --no-seal
+	start_faultd --store "memcached:${MC_AT[a]}" --key-file "$FM_TMP/new"
 	[ "$(stat -c '%s %a' "$FM_TMP/new")" = '32 600' ]
 	stop_faultd
-}
-
-refused_key() {
-	refused 2 "$1" "${at[@]}" --key-file "$2" || refused 3 "$1" "${at[@]}" --key-file "$2"
 }

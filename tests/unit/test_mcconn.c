@@ -462,7 +462,7 @@ static void test_timeouts(void)
 		fm_mc_begin(both[i]);
 		fm_mc_add(both[i], "get k\r\n", 7, 1);
 	}
-	ms = run(both, 2, 300, &seen);
+	run(both, 2, 300, &seen);
 	ok(c.error == -ETIMEDOUT && !d.error && d.settled == 1 && seen.n == 2, "beside a server that works: that one's answers are here");
 	fm_mc_fini(&c);
 	fm_mc_fini(&d);
@@ -540,8 +540,9 @@ static void test_large(void)
 	size_t len = 0;
 	unsigned ms;
 
-	memset(request + strlen(request), 'v', 4138);
-	memcpy(request + each - 2, "\r\n", 2);
+	memset(request + each - 4138, 'v', 4136);
+	request[each - 2] = '\r';
+	request[each - 1] = '\n';
 	start(&s, "slow", talk_slow_reader, &count, each * N);
 	open_conn(&c, &a, s.path);
 	fm_mc_begin(&c);
@@ -555,6 +556,8 @@ static void test_large(void)
 
 	/* More than the receive buffer holds. */
 	answers = malloc(N * 4300);
+	if (!answers)
+		exit(1);
 	for (unsigned i = 0; i < N; i++) {
 		len += (size_t)sprintf(answers + len, "VALUE key%u 0 4136\r\n", i);
 		memset(answers + len, i % 2 ? '\r' : '\n', 4136);
