@@ -37,6 +37,7 @@ enum fm_ctl_type {
 	FM_CTL_REGION_DEL,   /* fm-faultd -> evictor: struct fm_ctl_region: forget it -> FM_CTL_REGION_GONE */
 	FM_CTL_REGION_GONE,  /* evictor -> fm-faultd: struct fm_ctl_region: it touches that region no more */
 	FM_CTL_DETACH,       /* fm-hotplug: struct fm_ctl_region: bring every page home and let go -> FM_CTL_OK or FM_CTL_ERROR */
+	FM_CTL_SERVER,       /* fm-evict: struct fm_ctl_server: add or drain a server of the store -> FM_CTL_OK at once; watch daemon.state */
 	FM_CTL_TYPES         /* their number + 1 */
 };
 
@@ -89,6 +90,12 @@ struct fm_ctl_evict {
 	uint64_t id;     /* region; 0: all (FM_CTL_LIMIT only) */
 	uint64_t pages;  /* to evict, evicted, or the budget (UINT64_MAX: none) */
 	uint64_t cookie; /* fm-faultd's own, echoed by the evictor */
+};
+
+struct fm_ctl_server {
+	char address[FM_SERVER_ADDRESS]; /* host:port or /path.sock, NUL-terminated */
+	uint32_t role;                   /* enum fm_server_role */
+	uint32_t reserved;
 };
 
 struct fm_ctl_evictor_ok {

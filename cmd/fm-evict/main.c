@@ -19,6 +19,7 @@
 static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "       fm-evict [--run-dir DIR] --all REGION\n"
 			    "       fm-evict [--run-dir DIR] --limit SIZE [REGION]\n"
+			    "       fm-evict [--run-dir DIR] --add-server ADDRESS | --drain-server ADDRESS\n"
 			    "       fm-evict [--run-dir DIR] --daemon\n"
 			    "\n"
 			    "Moves pages of far memory out of this host.\n"
@@ -27,6 +28,8 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "  -a, --all REGION     evict all that is here now; prints the pages evicted\n"
 			    "  -l, --limit SIZE     set the local budget of all regions, or of one, and wait until it holds\n"
 			    "                       (SIZE none: no limit)\n"
+			    "      --add-server A   host:port or /path.sock: a memcached that takes pages from now on\n"
+			    "      --drain-server A move all pages off that server, and wait until that is done\n"
 			    "      --daemon         be the evictor; fm-faultd starts one by itself\n"
 			    "  -d, --run-dir DIR    of fm-faultd (default $FM_RUN_DIR, else /run/fm)\n"
 			    "  -v, --verbose        say more\n"
@@ -36,12 +39,14 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "REGION: a region's name, its id (16 hex digits), or pid:N. SIZE: 4096, 64K, 512M, 4G, 1T,\n"
 			    "20000p (pages), 25% (of the region; with --limit alone: of this host's memory).\n";
 
-enum { OPT_DAEMON = 256 };
+enum { OPT_DAEMON = 256, OPT_ADD_SERVER, OPT_DRAIN_SERVER };
 
 static const struct option options[] = {
     {"all", required_argument, NULL, 'a'},
     {"limit", required_argument, NULL, 'l'},
     {"daemon", no_argument, NULL, OPT_DAEMON},
+    {"add-server", required_argument, NULL, OPT_ADD_SERVER},
+    {"drain-server", required_argument, NULL, OPT_DRAIN_SERVER},
     {"run-dir", required_argument, NULL, 'd'},
     {"verbose", no_argument, NULL, 'v'},
     {"help", no_argument, NULL, 'h'},
@@ -233,9 +238,54 @@ static int limit(const char *size, const char *region)
 	return wait_for(&d.shm->resident, pages);
 }
 
+/* Have a server take part in the store, or no more. Draining waits until no page is left on it. */
+static int change_server(const char *address, enum fm_server_role role)
+{
+	struct timespec nap = {.tv_nsec = 20000000};
+	struct fm_ctl_server m = {.role = role};
+	const char *why = NULL;
+	struct fm_daemon_map d;
+	char reason[256];
+	int fd, r, slot;
+
+	if (strlen(address) == 0 || strlen(address) >= sizeof m.address)
+		fm_die(FM_EXIT_USAGE, "%.60s: a server is host:port or /path.sock", address);
+	strcpy(m.address, address);
+	fd = fm_ctl_connect(run_dir);
+	if (fd < 0)
+		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd cannot be reached: %s", run_dir, strerror(-fd));
+	r = fm_ctl_call(fd, FM_CTL_SERVER, &m, NULL, 0, FM_CTL_OK, NULL, NULL, reason);
+	close(fd);
+	if (r && *reason)
+		fm_die(FM_EXIT_FAILED, "%s", reason);
+	if (r)
+		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd does not answer: %s", run_dir, strerror(-r));
+	if (role == FM_SERVER_MEMBER)
+		return FM_EXIT_OK;
+	open_run_dir();
+	if (fm_shmfile_daemon_map(run_fd, 0, &d, &why))
+		fm_die(FM_EXIT_FAILED, "%s/%s: %s", run_dir, FM_DAEMON_STATE, why ? why : "cannot be read");
+	slot = fm_cluster_find(&d.shm->cluster, address);
+	/* Until the newest epoch is without it, and no page names an older one. */
+	for (unsigned i = 0;; i++) {
+		const struct fm_cluster_shm *c = &d.shm->cluster;
+		uint64_t now = fm_ld(&c->epoch_now);
+
+		if (slot < 0 || (!(fm_cluster_servers(c, FM_EPOCH_TAG(now)) & (1ull << slot)) && fm_ld(&c->settled) >= now))
+			break;
+		if (i % 100 == 99 && fm_shmfile_daemon_alive(run_fd, NULL) != 1)
+			fm_die(FM_EXIT_PEER, "%s: fm-faultd ended: not drained yet", run_dir);
+		nanosleep(&nap, NULL);
+	}
+	fm_shmfile_daemon_unmap(&d);
+	return FM_EXIT_OK;
+}
+
 int main(int argc, char **argv)
 {
 	const char *all = NULL, *limit_size = NULL;
+	const char *server = NULL;
+	enum fm_server_role role = FM_SERVER_MEMBER;
 	bool daemon = false;
 	int c, left;
 
@@ -249,6 +299,14 @@ int main(int argc, char **argv)
 			break;
 		case 'l':
 			limit_size = optarg;
+			break;
+		case OPT_ADD_SERVER:
+			server = optarg;
+			role = FM_SERVER_MEMBER;
+			break;
+		case OPT_DRAIN_SERVER:
+			server = optarg;
+			role = FM_SERVER_DRAINED;
 			break;
 		case OPT_DAEMON:
 			daemon = true;
@@ -270,16 +328,18 @@ int main(int argc, char **argv)
 		}
 	}
 	left = argc - optind;
-	if (!!all + !!limit_size + daemon > 1)
-		fm_die(FM_EXIT_USAGE, "--all, --limit and --daemon exclude each other");
+	if (!!all + !!limit_size + !!server + daemon > 1)
+		fm_die(FM_EXIT_USAGE, "--all, --limit, --add-server, --drain-server and --daemon exclude each other");
+	if (server && left == 0)
+		return change_server(server, role);
 	if (daemon && left == 0)
 		return evictord_run(run_dir, NULL);
 	if (all && left == 0)
 		return evict(all, NULL);
 	if (limit_size && left <= 1)
 		return limit(limit_size, left ? argv[optind] : NULL);
-	if (!daemon && !all && !limit_size && left == 2)
+	if (!daemon && !all && !limit_size && !server && left == 2)
 		return evict(argv[optind], argv[optind + 1]);
 	fm_die(FM_EXIT_USAGE, "%s (try --help)",
-	       left > 2 || daemon || all || limit_size ? "too many arguments" : "needs REGION and SIZE");
+	       left > 2 || daemon || all || limit_size || server ? "too many arguments" : "needs REGION and SIZE");
 }

@@ -85,20 +85,27 @@ static json_t *region(const struct sample_region *r, bool with_histogram)
 
 int print_json(const struct sample *s, bool with_histogram)
 {
-	json_t *doc, *daemon, *regions = json_array(), *stores = json_array();
+	json_t *doc, *daemon, *placement, *regions = json_array(), *stores = json_array();
 	int err = 0;
 
 	for (size_t i = 0; i < s->nregions; i++)
 		json_array_append_new(regions, region(&s->regions[i], with_histogram));
-	if (s->have_store)
-		json_array_append_new(stores, json_pack("{s:s, s:b, s:o, s:o, s:o}", "uri", s->store_uri, "up", (int)s->store_up,
-							"used_bytes", number(s->store_used_bytes), "limit_bytes",
-							number(s->store_limit_bytes), "errors", number(s->store_errors)));
+	for (unsigned i = 0; i < s->nstores; i++) {
+		const struct sample_store *t = &s->stores[i];
+
+		json_array_append_new(stores, json_pack("{s:s, s:b, s:o, s:o, s:o, s:s, s:b, s:o, s:o, s:o}", "uri", t->uri, "up", (int)t->up,
+							"used_bytes", number(t->used_bytes), "limit_bytes", number(t->limit_bytes),
+							"errors", number(t->errors), "state", t->state, "drained", (int)t->drained,
+							"items", number(t->items), "restarts", number(t->restarts), "rtt_ns",
+							number(t->rtt_ns)));
+	}
 	daemon = json_pack("{s:o, s:o, s:o, s:o}", "pid", number(s->daemon_pid > 0 ? (uint64_t)s->daemon_pid : 0), "uptime_s",
 			   number(s->uptime_s), "local_limit_pages", number(s->limit_pages), "resident_pages",
 			   number(s->resident_pages));
-	doc = json_pack("{s:i, s:o, s:o, s:o, s:o}", "version", 1, "time_ms", number(s->realtime_ns / 1000000), "daemon", daemon,
-			"regions", regions, "stores", stores);
+	placement = json_pack("{s:o, s:i, s:o, s:o}", "epoch", number(s->epoch), "epochs", (int)s->epochs, "pages_left",
+			      number(s->pages_left), "pages_moved", number(s->pages_moved));
+	doc = json_pack("{s:i, s:o, s:o, s:o, s:o, s:o}", "version", 1, "time_ms", number(s->realtime_ns / 1000000), "daemon", daemon,
+			"regions", regions, "stores", stores, "placement", placement);
 	/* Whatever failed to be made above is missing in doc, or doc itself is. */
 	if (!doc || json_array_size(regions) != s->nregions || json_dumpf(doc, stdout, JSON_COMPACT) < 0)
 		err = ferror(stdout) ? 0 : -ENOMEM;

@@ -139,15 +139,17 @@ static void print_latency_metric(const struct sample *s)
 	}
 }
 
-static void print_store_metric(const struct sample *s, const char *name, const char *type, const char *help, uint64_t v)
-{
-	head(name, type, help);
-	if (!s->have_store)
-		return;
-	printf("%s{", name);
-	print_label("store", s->store_uri);
-	printf("} %" PRIu64 "\n", v);
-}
+/* A sample a store of one figure. */
+#define STORE_METRIC(s, name, type, help, figure)                                                                          \
+	do {                                                                                                               \
+		head(name, type, help);                                                                                    \
+		for (unsigned i = 0; i < (s)->nstores; i++) {                                                              \
+			const struct sample_store *t = &(s)->stores[i];                                                    \
+			printf("%s{", name);                                                                               \
+			print_label("store", t->uri);                                                                      \
+			printf("} %" PRIu64 "\n", (uint64_t)(t->figure));                                                  \
+		}                                                                                                          \
+	} while (0)
 
 void print_prometheus(const struct sample *s)
 {
@@ -165,8 +167,13 @@ void print_prometheus(const struct sample *s)
 	print_flag(s, "fm_region_store_full", FM_REGION_STORE_FULL, "1 when the store refuses new pages of the region.");
 	print_flag(s, "fm_region_store_down", FM_REGION_STORE_DOWN, "1 when the store does not answer for the region.");
 	print_latency_metric(s);
-	print_store_metric(s, "fm_store_up", "gauge", "1 when the store answered last time.", s->store_up);
-	print_store_metric(s, "fm_store_used_bytes", "gauge", "Space used in the store.", s->store_used_bytes);
-	print_store_metric(s, "fm_store_limit_bytes", "gauge", "Space that the store has, 0 when unknown.", s->store_limit_bytes);
-	print_store_metric(s, "fm_store_errors_total", "counter", "Store operations that failed.", s->store_errors);
+	STORE_METRIC(s, "fm_store_up", "gauge", "1 when the store answered last time.", up);
+	STORE_METRIC(s, "fm_store_used_bytes", "gauge", "Space used in the store.", used_bytes);
+	STORE_METRIC(s, "fm_store_limit_bytes", "gauge", "Space that the store has, 0 when unknown.", limit_bytes);
+	STORE_METRIC(s, "fm_store_errors_total", "counter", "Store operations that failed.", errors);
+	STORE_METRIC(s, "fm_store_items", "gauge", "Values in the store, 0 when unknown.", items);
+	head("fm_store_pages_left", "gauge", "Stored pages that await their move to the newest placement epoch.");
+	printf("fm_store_pages_left %" PRIu64 "\n", s->pages_left);
+	head("fm_store_pages_moved_total", "counter", "Stored pages that were moved to a newer placement epoch.");
+	printf("fm_store_pages_moved_total %" PRIu64 "\n", s->pages_moved);
 }

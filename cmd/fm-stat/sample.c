@@ -1,6 +1,7 @@
 #include "sample.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -56,6 +57,54 @@ static bool comes_and_goes(int err)
 	return err == -ENOENT || err == -ENODATA;
 }
 
+/* A store that is one thing, as a directory is. */
+static void read_store(const struct fm_daemon_shm *d, struct sample *s)
+{
+	struct sample_store *t = &s->stores[0];
+
+	snprintf(t->uri, sizeof t->uri, "%.*s", (int)sizeof d->store_uri - 1, d->store_uri);
+	t->up = fm_ld(&d->store_up) != 0;
+	t->state = t->up ? "up" : "down";
+	t->used_bytes = fm_ld(&d->store_used_bytes);
+	t->limit_bytes = fm_ld(&d->store_limit_bytes);
+	t->errors = fm_ld(&d->store_errors);
+	s->nstores = 1;
+}
+
+static const char *const server_states[] = {
+	[FM_SERVER_NONE] = "none",
+	[FM_SERVER_UP] = "up",
+	[FM_SERVER_DOWN] = "down",
+	[FM_SERVER_DEAD] = "dead",
+};
+
+/* Each server of a cluster. */
+static void read_cluster(const struct fm_cluster_shm *c, struct sample *s)
+{
+	unsigned n = fm_ld(&c->nservers);
+
+	s->epoch = fm_ld(&c->epoch_now);
+	s->pages_left = fm_ld(&c->settled) >= s->epoch ? 0 : fm_ld(&c->pages_left);
+	s->pages_moved = fm_ld(&c->pages_moved);
+	for (unsigned i = 0; i < FM_EPOCHS; i++)
+		s->epochs += fm_ld(&c->epoch[i].number) != 0;
+	for (unsigned i = 0; i < n && i < FM_SERVERS; i++) {
+		const struct fm_server_shm *v = &c->server[i];
+		struct sample_store *t = &s->stores[s->nstores++];
+		uint32_t state = fm_ld(&v->state);
+
+		snprintf(t->uri, sizeof t->uri, "memcached:%s%.*s", *v->address == '/' ? "" : "//", (int)sizeof v->address - 1, v->address);
+		t->up = state == FM_SERVER_UP;
+		t->state = state <= FM_SERVER_DEAD ? server_states[state] : "?";
+		t->drained = fm_ld(&v->role) == FM_SERVER_DRAINED;
+		t->used_bytes = fm_ld(&v->used_bytes);
+		t->limit_bytes = fm_ld(&v->limit_bytes);
+		t->items = fm_ld(&v->items);
+		t->restarts = fm_ld(&v->restarts);
+		t->rtt_ns = fm_ld(&v->rtt_ns);
+	}
+}
+
 static void read_daemon(int dirfd, bool warn, struct sample *s)
 {
 	struct fm_daemon_map m = { .fd = -1 };
@@ -78,15 +127,12 @@ static void read_daemon(int dirfd, bool warn, struct sample *s)
 		start = m.shm->start_ns;
 		s->uptime_s = s->mono_ns > start ? (s->mono_ns - start) / 1000000000u : 0;
 	}
-	s->have_store = true;
 	s->limit_pages = limit(fm_ld(&m.shm->limit_pages));
 	s->resident_pages = fm_ld(&m.shm->resident);
-	memcpy(s->store_uri, m.shm->store_uri, sizeof s->store_uri);
-	s->store_uri[sizeof s->store_uri - 1] = '\0';
-	s->store_up = fm_ld(&m.shm->store_up) != 0;
-	s->store_used_bytes = fm_ld(&m.shm->store_used_bytes);
-	s->store_limit_bytes = fm_ld(&m.shm->store_limit_bytes);
-	s->store_errors = fm_ld(&m.shm->store_errors);
+	if (fm_ld(&m.shm->cluster.epoch_now))
+		read_cluster(&m.shm->cluster, s);
+	else
+		read_store(m.shm, s);
 	fm_shmfile_daemon_unmap(&m);
 }
 
@@ -121,7 +167,7 @@ int sample_take(int dirfd, bool warn, struct sample *s)
 		fm_shmfile_region_unmap(&m);
 	}
 	free(ids);
-	if (!s->have_store)
+	if (!s->nstores)
 		s->resident_pages = resident;
 	return 0;
 }

@@ -22,6 +22,16 @@ struct sample_region {
 	uint64_t latency_max_ns;
 };
 
+/* A store: a directory, or one server of a cluster. */
+struct sample_store {
+	char uri[FM_URI_MAX];
+	bool up;
+	const char *state; /* "up", "down", "dead" */
+	bool drained;
+	uint64_t used_bytes, limit_bytes; /* limit 0 unknown */
+	uint64_t errors, items, restarts, rtt_ns;
+};
+
 struct sample {
 	uint64_t mono_ns;     /* CLOCK_MONOTONIC of the look */
 	uint64_t realtime_ns; /* CLOCK_REALTIME of it */
@@ -29,12 +39,11 @@ struct sample {
 	uint64_t uptime_s;    /* 0: not running */
 	uint64_t limit_pages; /* 0 none */
 	uint64_t resident_pages;
-	bool have_store; /* daemon.state could be read: the fields below hold */
-	char store_uri[FM_URI_MAX];
-	bool store_up;
-	uint64_t store_used_bytes;
-	uint64_t store_limit_bytes; /* 0 unknown */
-	uint64_t store_errors;
+	struct sample_store stores[FM_SERVERS]; /* the servers of a cluster, or the one store */
+	unsigned nstores;                       /* 0: daemon.state could not be read */
+	uint64_t epoch;                         /* newest placement epoch; 0: the store has none */
+	unsigned epochs;                        /* in use */
+	uint64_t pages_left, pages_moved;       /* see struct fm_cluster_shm */
 	struct sample_region *regions; /* in order of their ids */
 	size_t nregions;
 };

@@ -177,12 +177,18 @@ void print_latency(const struct sample *s)
 
 void print_stores(const struct sample *s)
 {
-	char used[16], lim[16];
+	char used[16], lim[16], rtt[16];
 
-	printf("%-5s %8s %8s %10s  %s\n", "STATE", "USED", "LIMIT", "ERRORS", "URI");
-	if (!s->have_store)
-		return;
-	printf("%-5s %8s %8s %10" PRIu64 "  %s%s\n", s->store_up ? "up" : "down", pages((s->store_used_bytes + 4095) / 4096, used),
-	       s->store_limit_bytes ? fm_size_format(s->store_limit_bytes / 4096, lim) : "-", s->store_errors, s->store_uri,
-	       s->daemon_pid ? "" : "  (as the daemon left it)");
+	printf("%-5s %8s %8s %10s %8s %10s  %s\n", "STATE", "USED", "LIMIT", "ITEMS", "RTT", "ERRORS", "URI");
+	for (unsigned i = 0; i < s->nstores; i++) {
+		const struct sample_store *t = &s->stores[i];
+
+		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
+		       t->limit_bytes ? fm_size_format(t->limit_bytes / 4096, lim) : "-", t->items,
+		       t->rtt_ns ? duration(t->rtt_ns, rtt) : "-", t->errors, t->uri, t->drained ? "  drained" : "",
+		       s->daemon_pid ? "" : "  (as the daemon left it)");
+	}
+	if (s->epoch)
+		printf("epoch %" PRIu64 " (%u in use), %" PRIu64 " pages moved to newer ones, %" PRIu64 " left to move\n", s->epoch, s->epochs,
+		       s->pages_moved, s->pages_left);
 }

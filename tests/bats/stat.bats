@@ -145,7 +145,9 @@ refused() {
 		and .store_errors == 6 and .pages_lost == 1 and .flags == []' "$FM_TMP/json"
 	jq -e '.regions[0].latency_ns == {"p50": 8191, "p90": 8191, "p99": 12287, "p999": 811111, "max": 811111}' "$FM_TMP/json"
 	jq -e '.regions[1].name == "we\"i\\rd name" and .regions[1].local_limit_pages == 0' "$FM_TMP/json"
-	jq -e '.stores == [{"uri": "dir:/srv/fm", "up": true, "used_bytes": 122880000, "limit_bytes": 0, "errors": 3}]' \
+	jq -e '.stores == [{"uri": "dir:/srv/fm", "up": true, "used_bytes": 122880000, "limit_bytes": 0, "errors": 3,
+		"state": "up", "drained": false, "items": 0, "restarts": 0, "rtt_ns": 0}]
+		and .placement == {"epoch": 0, "epochs": 0, "pages_left": 0, "pages_moved": 0}' \
 		"$FM_TMP/json"
 	jq -e '[.. | numbers | . == floor] | all' "$FM_TMP/json"
 	[ "$(grep -cE '[0-9]\.[0-9]|:-?[0-9]+[eE]' "$FM_TMP/json")" -eq 0 ]
@@ -188,11 +190,11 @@ refused() {
 	run "$stat" stores
 	[ "$status" -eq 0 ] && [ "${#lines[@]}" -eq 2 ]
 	read -r -a f <<< "${lines[1]}"
-	[ "${f[*]:0:5}" = "up 117M - 3 dir:/srv/fm" ]
+	[ "${f[*]:0:7}" = "up 117M - 0 - 3 dir:/srv/fm" ]
 	state daemon uri=dir:/srv/fm store_limit_bytes=1073741824
 	run "$stat" stores
 	read -r -a f <<< "${lines[1]}"
-	[ "${f[*]:0:5}" = "down 0 1.0G 0 dir:/srv/fm" ] || [ "${f[*]:0:5}" = "down 0 1G 0 dir:/srv/fm" ]
+	[ "${f[*]:0:7}" = "down 0 1.0G 0 - 0 dir:/srv/fm" ] || [ "${f[*]:0:7}" = "down 0 1G 0 - 0 dir:/srv/fm" ]
 }
 
 # A strict reader of the text format 0.0.4: names, labels, numbers; HELP and TYPE once and before the samples; the samples of a

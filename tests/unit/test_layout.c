@@ -178,6 +178,10 @@
 	F(fm_ctl_evict, pages, 8, 8) \
 	F(fm_ctl_evict, cookie, 16, 8) \
 	S(fm_ctl_evict, 24) \
+	F(fm_ctl_server, address, 0, 128) \
+	F(fm_ctl_server, role, 128, 4) \
+	F(fm_ctl_server, reserved, 132, 4) \
+	S(fm_ctl_server, 136) \
 	F(fm_ctl_evictor_ok, store_uri, 0, 512) \
 	F(fm_ctl_evictor_ok, key_file, 512, 256) \
 	F(fm_ctl_evictor_ok, replicas, 768, 4) \
