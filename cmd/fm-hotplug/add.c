@@ -176,7 +176,11 @@ static int register_new(struct add *a, const struct fm_mapping *before, size_t n
 		fm_warn("%s: %s: somebody else has registered it", a->vm.arg, a->backend);
 		return FM_EXIT_FAILED;
 	}
-	r = far_register(a->ctl, &a->vm, a->o->run_dir, a->backend, &m, file, remote, &a->uffds, &a->region);
+	r = far_attach(a->ctl, &a->vm, &m, &a->uffds);
+	if (!r)
+		r = memory_check_folios(&a->vm, a->backend, &m, file);
+	if (!r)
+		r = far_register(a->ctl, &a->vm, a->o->run_dir, a->backend, &m, file, remote, &a->uffds, &a->region);
 	close(file);
 	return r;
 }
@@ -246,17 +250,11 @@ static int plug(struct add *a)
 {
 	struct fm_mapping *before;
 	size_t n;
-	int r;
+	int r = fm_proc_maps(a->vm.pid, &before, &n);
 
-	/* First the userfaultfds: the step that is refused most often. */
-	r = far_attach(a->ctl, &a->vm, a->o->pages, &a->uffds);
-	if (r)
-		return r;
-	r = fm_proc_maps(a->vm.pid, &before, &n);
 	if (r) {
 		fm_warn("%s: maps of process %d: %s", a->vm.arg, a->vm.pid, strerror(-r));
-		r = FM_EXIT_FAILED;
-		goto undo_uffds;
+		return FM_EXIT_FAILED;
 	}
 	r = object_add(a);
 	if (r)
@@ -272,7 +270,6 @@ static int plug(struct add *a)
 		far_wait_gone(a->o->run_dir, a->region, 5000);
 free_before:
 	free(before);
-undo_uffds:
 	far_release(&a->vm, &a->uffds, r != FM_EXIT_OK);
 	return r;
 }

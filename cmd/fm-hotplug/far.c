@@ -47,9 +47,10 @@ static int say(const char *what, int r, const char *why)
 	return FM_EXIT_PEER;
 }
 
-int far_attach(int ctl, struct vm *vm, uint64_t pages, struct uffds *u)
+int far_attach(int ctl, struct vm *vm, const struct memory *m, struct uffds *u)
 {
-	struct fm_ctl_hello hello = {.pages = pages};
+	struct fm_ctl_hello hello = {.pages = m->bytes / FM_PAGE_SIZE};
+	struct fm_attach_range small = {.hva = m->hva, .bytes = m->bytes};
 	struct fm_ctl_hello_ok ok;
 	struct fm_attach_report rep;
 	char why[256];
@@ -60,7 +61,7 @@ int far_attach(int ctl, struct vm *vm, uint64_t pages, struct uffds *u)
 		return say("hello", r, why);
 	if (ok.nshards == 0 || ok.nshards > FM_ATTACH_MAX)
 		return say("hello", -EPROTO, "");
-	r = fm_attach_uffds(vm->pid, ok.nshards, u->a, &rep);
+	r = fm_attach_uffds(vm->pid, &small, ok.nshards, u->a, &rep);
 	if (r == 0) {
 		u->n = ok.nshards;
 		fm_info("%s: %u userfaultfd%s%s; process %d stood still for %.1f us", vm->arg, u->n, u->n == 1 ? "" : "s",

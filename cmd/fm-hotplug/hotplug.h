@@ -40,6 +40,8 @@ struct vm {
 /* Find the VM. need_qmp: fail when it has no QMP socket. Ended by vm_close() in every case. */
 int vm_open(struct vm *vm, const char *arg, bool need_qmp);
 void vm_close(struct vm *vm);
+/* Has its command line a virtio-gpu device with blob=on? */
+bool vm_has_blob(const struct vm *vm);
 /* fm_qmp_call() that says what failed: "VM: what: why". */
 int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, json_t **result);
 
@@ -84,7 +86,9 @@ int memory_find_new(struct vm *vm, uint64_t bytes, const struct fm_mapping *befo
  * its file, opened; the caller owns it; remote: its number in the VM or -1.
  */
 int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *far, int *file, int *remote);
-/* Does something about this VM forbid far memory at all (VFIO; its memory is shared with another process)? */
+/* Does it consist of single pages? After far_attach(), by which it stays so. file: of memory_check(). */
+int memory_check_folios(struct vm *vm, const char *what, const struct memory *m, int file);
+/* Does something about this VM forbid far memory at all (VFIO, udmabuf; its memory is shared with another process)? */
 int memory_check_vm(struct vm *vm);
 /* Shared memory of QEMU's backends by its maps alone, for a VM without QMP: an array of *n, to be freed. */
 int memory_list(struct vm *vm, struct memory **list, size_t *n);
@@ -99,8 +103,8 @@ struct uffds {
 
 /* Connect to fm-faultd. *fd: the caller's. */
 int far_connect(const char *run_dir, int *fd);
-/* Make the userfaultfds that a region of so many pages needs. */
-int far_attach(int ctl, struct vm *vm, uint64_t pages, struct uffds *u);
+/* Make the userfaultfds that a region of this memory needs, and forbid it huge pages. */
+int far_attach(int ctl, struct vm *vm, const struct memory *m, struct uffds *u);
 /* Close our copies; undo: those in the VM too. Does nothing for a zeroed one. */
 void far_release(struct vm *vm, struct uffds *u, bool undo);
 /* Register memory. file, remote: of memory_check(). *id: of the region; 0 when fm-faultd died after it had made it. */

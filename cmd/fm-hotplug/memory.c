@@ -17,6 +17,8 @@
 #define MEMFD_NAME "/memfd:memory-backend-memfd"
 #define FILE_NAME  "qemu_back_mem." /* memory-backend-file in a folder: util/mmap-alloc.c, softmmu/physmem.c */
 
+static const char blob[] = "virtio-gpu device with blob=on";
+
 static int maps(struct vm *vm, struct fm_mapping **list, size_t *n)
 {
 	int r = fm_proc_maps(vm->pid, list, n);
@@ -142,12 +144,26 @@ static const char *file_refusal(int file)
 	return NULL;
 }
 
-static const char *flags_refusal(const struct fm_vmflags *f)
+/*
+ * A page of a huge folio cannot be given up for sure: while another page of it is in use (O_DIRECT, any short reference) the
+ * kernel does not split it, and a hole punched into it becomes zeros that the guest then reads without a page fault.
+ */
+static const char *huge_refusal(const struct memory *m)
+{
+	if (!strncmp(m->mapping.name, "/memfd:", 7))
+		return "it holds huge pages, which cannot be paged: write never to /sys/kernel/mm/transparent_hugepage/shmem_enabled and "
+		       "hugepages-*/shmem_enabled there, then start the VM anew";
+	return "it holds huge pages, which cannot be paged: mount its tmpfs with huge=never, then start the VM anew with a new file";
+}
+
+static const char *flags_refusal(const struct memory *m, const struct fm_vmflags *f)
 {
 	if (f->hugetlb)
 		return "it is backed by huge pages (hugetlbfs), which cannot be paged: use ordinary pages (hugetlb=off)";
 	if (f->locked)
 		return "it is locked in memory: start the VM without -overcommit mem-lock=on";
+	if (f->huge_kib)
+		return huge_refusal(m);
 	return f->io ? "it is device memory" : NULL;
 }
 
@@ -176,7 +192,7 @@ static int check_flags(struct vm *vm, const char *what, const struct memory *m, 
 		if (r)
 			why = r == -EACCES ? "no permission to look at it: run as root" : "its flags cannot be read";
 		else
-			why = flags_refusal(&f);
+			why = flags_refusal(m, &f);
 		*far |= f.uffd_missing || f.uffd_wp;
 	}
 	free(list);
@@ -215,13 +231,33 @@ int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *
 	return refuse(vm, what, why);
 }
 
-/* Does the process hold a descriptor that pins guest memory? */
-static bool pins_memory(int pid)
+int memory_check_folios(struct vm *vm, const char *what, const struct memory *m, int file)
 {
-	static const char *const kinds[] = {"/dev/vfio/", "anon_inode:[vfio", "anon_inode:vfio", "/dev/vhost-vdpa", "/dev/iommu"};
+	uint64_t pages;
+	int r = fm_proc_large_folios(file, m->offset, m->bytes, &pages);
+	char text[96];
+
+	if (!r)
+		return pages ? refuse(vm, what, huge_refusal(m)) : FM_EXIT_OK;
+	if (r == -EACCES || r == -EPERM)
+		return refuse(vm, what, "no permission to look for huge pages in it (/proc/kpageflags): run as root");
+	snprintf(text, sizeof text, "look for huge pages in it: %s", strerror(-r));
+	return refuse(vm, what, text);
+}
+
+/* What pins guest memory, or fills its holes, by the descriptors of the process; NULL: nothing. */
+static const char *pins_memory(int pid)
+{
+	static const char vfio[] = "VFIO or vDPA device";
+	static const struct {
+		const char *target, *what;
+	} kinds[] = {
+	    {"/dev/vfio/", vfio},      {"anon_inode:[vfio", vfio}, {"anon_inode:vfio", vfio},
+	    {"/dev/vhost-vdpa", vfio}, {"/dev/iommu", vfio},       {"/dev/udmabuf", blob},
+	};
 	char path[32], target[64];
+	const char *found = NULL;
 	struct dirent *e;
-	bool found = false;
 	ssize_t n;
 	DIR *d;
 
@@ -232,7 +268,8 @@ static bool pins_memory(int pid)
 			continue;
 		target[n] = '\0';
 		for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
-			found |= !strncmp(target, kinds[i], strlen(kinds[i]));
+			if (!strncmp(target, kinds[i].target, strlen(kinds[i].target)))
+				found = kinds[i].what;
 	}
 	if (d)
 		closedir(d);
@@ -279,9 +316,12 @@ int memory_check_vm(struct vm *vm)
 	char text[160];
 	size_t n;
 	int other = 0, r;
+	const char *pins = pins_memory(vm->pid);
 
-	if (pins_memory(vm->pid))
-		return refuse(vm, "VFIO or vDPA device", "it pins the guest's memory, which can then not be paged: remove the device");
+	if (!pins && vm_has_blob(vm))
+		pins = blob;
+	if (pins)
+		return refuse(vm, pins, "it pins the guest's memory, which can then not be paged: remove it");
 	r = memory_list(vm, &list, &n);
 	if (r)
 		return r;

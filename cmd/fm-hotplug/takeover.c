@@ -40,7 +40,9 @@ static void take(int ctl, struct vm *vm, const char *run_dir, const char *id, co
 			t->far++;
 		return;
 	}
-	r = far_attach(ctl, vm, m->bytes / FM_PAGE_SIZE, &u);
+	r = far_attach(ctl, vm, m, &u);
+	if (!r)
+		r = memory_check_folios(vm, id, m, file);
 	if (!r)
 		r = far_register(ctl, vm, run_dir, id, m, file, remote, &u, &region);
 	close(file);

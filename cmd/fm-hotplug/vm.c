@@ -83,6 +83,55 @@ static int open_by_pid(struct vm *vm, bool need_qmp)
 	return n ? FM_EXIT_PEER : FM_EXIT_FAILED;
 }
 
+/* Does the option list end with, or go on after, a value that means yes? */
+static bool says_yes(const char *value)
+{
+	static const char *const yes[] = {"on", "yes", "true", "y"};
+
+	for (unsigned i = 0; i < sizeof yes / sizeof *yes; i++) {
+		size_t n = strlen(yes[i]);
+
+		if (!strncmp(value, yes[i], n) && (value[n] == '\0' || value[n] == ','))
+			return true;
+	}
+	return false;
+}
+
+/* One argument: "virtio-gpu-pci,id=v,blob=on", or the same as a JSON object, as libvirt writes it. */
+static bool is_blob_device(const char *arg)
+{
+	const char *blob;
+	json_t *json;
+	bool yes;
+
+	if (!strstr(arg, "-gpu") && !strstr(arg, "-vga"))
+		return false;
+	if (*arg == '{') {
+		json = json_loads(arg, 0, NULL);
+		yes = json_is_true(json_object_get(json, "blob"));
+		json_decref(json);
+		return yes;
+	}
+	blob = strstr(arg, ",blob=");
+	return blob && says_yes(blob + strlen(",blob="));
+}
+
+bool vm_has_blob(const struct vm *vm)
+{
+	size_t len;
+	char *buf = read_cmdline(vm->pid, &len);
+	bool found = false;
+
+	for (char *a = buf, *end; buf && a < buf + len && !found; a = end + 1) {
+		end = memchr(a, '\0', len - (size_t)(a - buf));
+		if (!end)
+			break;
+		found = is_blob_device(a);
+	}
+	free(buf);
+	return found;
+}
+
 static int open_by_path(struct vm *vm)
 {
 	char why[FM_QMP_WHY];

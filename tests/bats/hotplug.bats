@@ -12,12 +12,18 @@ setup() {
 	[ "$(id -u)" -eq 0 ] || skip "not root"
 	QMP=$FM_TMP/q
 	SHARED=(-object memory-backend-memfd,id=ram0,size=256M,share=on -machine memory-backend=ram0)
+	WRAP=()
 }
 
-# A QEMU with these arguments, ready when its monitor is. Sets VM_PID.
+teardown() {
+	fm_teardown
+	[ ! -d "$FM_TMP/huge" ] || umount -l "$FM_TMP/huge"
+}
+
+# A QEMU with these arguments, ready when its monitor is. Sets VM_PID and HMP. WRAP: a command that it is run by.
 start_qemu() {
 	local ready=$FM_TMP/hmp.$RANDOM
-	timeout 120 qemu-system-x86_64 -S -accel tcg,tb-size=32 -machine q35 -nodefaults -display none -monitor "unix:$ready,server=on,wait=off" \
+	timeout 120 "${WRAP[@]}" qemu-system-x86_64 -S -accel tcg,tb-size=32 -machine q35 -nodefaults -display none -monitor "unix:$ready,server=on,wait=off" \
 		-pidfile "$ready.pid" "$@" < /dev/null > "$FM_TMP/qemu.log" 2>&1 3>&- &
 	track $!
 	wait_for 20 test -s "$ready.pid" || {
@@ -67,6 +73,63 @@ footprint() {
 # Is it as it was when `before` was taken? QEMU unmaps a deleted backend a little later.
 as_before() {
 	[ "$(footprint)" = "$before" ]
+}
+
+# A tmpfs of our own at $FM_TMP/huge, with huge pages by this policy.
+mount_huge() {
+	mkdir "$FM_TMP/huge"
+	mount -t tmpfs -o "huge=$1,size=1G" none "$FM_TMP/huge" 2> /dev/null && return
+	rmdir "$FM_TMP/huge"
+	return 1
+}
+
+# Use the first 8 MiB of the memory at this guest address, as a device would.
+touch_memory() {
+	python3 -c '
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(sys.argv[1])
+def prompt():
+    got = b""
+    while not got.endswith(b"(qemu) "):
+        more = s.recv(4096)
+        assert more, got
+        got += more
+    return got
+prompt()
+s.sendall(b"pmemsave %d %d \"%s\"\n" % (int(sys.argv[2], 0), 8 << 20, sys.argv[3].encode()))
+prompt()
+' "$HMP" "$1" "$FM_TMP/saved" 3>&-
+	[ "$(stat -c %s "$FM_TMP/saved")" = 8388608 ]
+}
+
+# smaps_of FILE KEY: what smaps says of the VM's first mapping whose file's name contains FILE.
+smaps_of() {
+	awk -v file="$1" -v key="$2:" '/^[0-9a-f]+-[0-9a-f]+ / { at = index($0, file) } at && $1 == key { $1 = ""; print; exit }' \
+		"/proc/$VM_PID/smaps"
+}
+
+# pages_of FILE all|large: how many pages of the VM's mappings of this file there are, or are parts of larger folios.
+pages_of() {
+	python3 -c '
+import struct, sys
+pid, file, what = sys.argv[1:]
+def word(f, at):
+    f.seek(at * 8)
+    return struct.unpack("Q", f.read(8))[0]
+n = 0
+with open("/proc/%s/maps" % pid) as maps, open("/proc/%s/pagemap" % pid, "rb", 0) as pagemap, open("/proc/kpageflags", "rb", 0) as flags:
+    for line in maps:
+        if file not in line:
+            continue
+        start, end = (int(x, 16) >> 12 for x in line.split()[0].split("-"))
+        for at in range(start, end):
+            entry = word(pagemap, at)
+            if entry >> 63:
+                n += what == "all" or word(flags, entry & ((1 << 55) - 1)) >> 15 & 3 != 0
+print(n)
+' "$VM_PID" "$1" "$2" 3>&-
 }
 
 @test "usage: every wrong use has exit code 2 and one line" {
@@ -183,6 +246,7 @@ as_before() {
 	start_vm -name 'my vm'
 	hotplug 0 "$QMP" 256M
 	[[ $output == 'fm0: 256M at 0x'*', node 0, region '* ]]
+	[[ $(smaps_of memory-backend-memfd VmFlags) == *' nh'* ]] # no huge pages for it
 	hotplug 0 "pid:$VM_PID" 128M --id big --node 0 --no-wait
 	hotplug 0 --list "$QMP"
 	grep -qE '^ram|^ID' "$FM_TMP/out"
@@ -355,6 +419,100 @@ as_before() {
 	alive "$VM_PID" || skip "no huge pages here"
 	hotplug 1 --attach "$QMP"
 	says 'huge pages'
+	[ "$(regions)" = 0 ]
+}
+
+@test "memory that cannot be paged: huge pages of a tmpfs" {
+	start_faultd
+	for policy in always advise; do # QEMU itself advises them
+		mount_huge "$policy" || skip "no tmpfs with huge=$policy"
+		rm -f "$QMP"
+		start_vm -object "memory-backend-file,id=ram0,size=256M,share=on,prealloc=on,align=2M,mem-path=$FM_TMP/huge/ram" \
+			-machine memory-backend=ram0
+		[ "$(smaps_of huge/ram ShmemPmdMapped)" != ' 0 kB' ]
+		before=$(footprint)
+		hotplug 1 --attach "$QMP"
+		says 'ram0: it holds huge pages'
+		says 'huge=never'
+		hotplug 1 --attach "pid:$VM_PID"
+		[ "$(footprint)" = "$before" ]
+		[ "$(regions)" = 0 ]
+		kill -KILL "$VM_PID"
+		wait_for 5 gone "$VM_PID"
+		umount -l "$FM_TMP/huge"
+		rmdir "$FM_TMP/huge"
+	done
+}
+
+@test "memory that cannot be paged: huge pages that nobody has mapped as such" {
+	start_faultd
+	mount_huge always || skip "no tmpfs with huge=always"
+	head -c 128M /dev/zero > "$FM_TMP/huge/d0"
+	start_vm "${SHARED[@]}" -device pc-dimm,id=d0,memdev=m0 \
+		-object "memory-backend-file,id=m0,size=128M,share=on,mem-path=$FM_TMP/huge/d0"
+	[ "$(smaps_of huge/d0 ShmemPmdMapped)" = ' 0 kB' ]
+	hotplug 1 --attach "$QMP"
+	says 'm0: it holds huge pages'
+	says 'ram0: 256M, region'
+	[ "$(regions)" = 1 ]
+	# Nothing is left of it.
+	[[ $(smaps_of huge/d0 VmFlags) != *' um'* ]]
+	before=$(footprint)
+	hotplug 1 --attach "$QMP"
+	says 'm0: it holds huge pages'
+	[ "$(footprint)" = "$before" ]
+}
+
+@test "memory on a tmpfs with huge pages that has none yet gets none later" {
+	start_faultd
+	mount_huge always || skip "no tmpfs with huge=always"
+	dimm=(-device "pc-dimm,id=d0,memdev=m0,addr=0x100000000" -object)
+	# What would happen:
+	start_vm "${SHARED[@]}" "${dimm[@]}" "memory-backend-file,id=m0,size=128M,share=on,align=2M,mem-path=$FM_TMP/huge/d0"
+	touch_memory 0x100000000
+	[ "$(pages_of huge/d0 large)" -gt 0 ]
+	hotplug 1 --attach "$QMP"
+	says 'm0: it holds huge pages'
+	kill -KILL "$VM_PID"
+	wait_for 5 gone "$VM_PID"
+	rm -f "$QMP"
+	# What happens.
+	start_vm "${SHARED[@]}" "${dimm[@]}" "memory-backend-file,id=m0,size=128M,share=on,align=2M,mem-path=$FM_TMP/huge/d1"
+	hotplug 0 --attach "$QMP"
+	[[ $(smaps_of huge/d1 VmFlags) == *' nh'* ]]
+	touch_memory 0x100000000
+	[ "$(pages_of huge/d1 all)" -ge 2048 ]
+	[ "$(pages_of huge/d1 large)" -eq 0 ]
+}
+
+@test "a VM whose memory is pinned by virtio-gpu with blob=on" {
+	start_faultd
+	# Its devices do not come to life here, for want of /dev/udmabuf; its command line tells.
+	for device in virtio-gpu-pci,blob=on 'virtio-vga,id=v,blob=true,max_outputs=1' '{"driver":"virtio-gpu-pci","id":"v","blob":true}'; do
+		rm -f "$QMP"
+		start_vm "${SHARED[@]}" --preconfig -device "$device"
+		hotplug 1 --attach "$QMP"
+		says 'virtio-gpu device with blob=on: it pins'
+		hotplug 1 --attach "pid:$VM_PID"
+		says 'blob=on'
+		kill -KILL "$VM_PID"
+		wait_for 5 gone "$VM_PID"
+	done
+	# Without blob it will do.
+	rm -f "$QMP"
+	start_vm "${SHARED[@]}" -device virtio-gpu-pci,blob=off
+	hotplug 0 --attach "$QMP"
+}
+
+@test "a VM that holds /dev/udmabuf, in a /dev of its own as libvirt makes it" {
+	start_faultd
+	# shellcheck disable=SC2016 # expanded by that shell
+	WRAP=(unshare -m sh -c 'mount -t tmpfs none /dev && : > /dev/udmabuf && exec "$@" 9< /dev/udmabuf' sh)
+	start_vm "${SHARED[@]}"
+	hotplug 1 --attach "$QMP"
+	says 'blob=on'
+	hotplug 1 "$QMP" 128M
+	says 'blob=on'
 	[ "$(regions)" = 0 ]
 }
 
