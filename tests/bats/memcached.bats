@@ -1,4 +1,5 @@
 #!/usr/bin/env bats
+# sanitizers: asan
 # Pages in real memcached servers: over TCP and Unix sockets, with servers that die, stop, fill up, or are none.
 
 load helper
