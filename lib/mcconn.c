@@ -120,7 +120,7 @@ bool fm_mc_usable(const struct fm_mc_conn *c)
 void fm_mc_begin(struct fm_mc_conn *c)
 {
 	c->error = 0;
-	c->expect = c->settled = 0;
+	c->expect = c->settled = c->parts = 0;
 	c->out_at = c->out_len = 0;
 }
 
@@ -232,6 +232,11 @@ static bool is_final(enum fm_mc_reply r)
 /* One parsed reply. Returns false when the connection was dropped. */
 static bool on_reply(const struct fm_mc_run *r, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
 {
+	/* A greeting has a hundred, an answer one for each page asked: a server that sends them without end is mad. */
+	if (!is_final(reply) && ++c->parts > 4096) {
+		fm_mc_fail(c, -EPROTO);
+		return false;
+	}
 	if (c->state == FM_MC_GREETING) {
 		int e = 0;
 

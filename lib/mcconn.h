@@ -45,6 +45,7 @@ struct fm_mc_conn {
 	unsigned failures;    /* in a row */
 	unsigned expect;      /* final replies still to come in this batch */
 	unsigned settled;     /* final replies that came */
+	unsigned parts;       /* replies of this batch that are not final */
 	struct fm_mc_hello hello;
 	uint64_t rtt_ns;      /* from the start of the last batch to its last reply */
 	unsigned greeting;    /* ENDs of the greeting still to come */

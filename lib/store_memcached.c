@@ -171,6 +171,12 @@ int fm_store_memcached_add(struct fm_cluster_shm *c, const char *address, char *
 	r = fm_mc_address(address, strlen(address), &a, why);
 	if (r)
 		return r;
+	/* Two names for one server would put both copies of a page there. */
+	for (unsigned i = 0; i < n; i++)
+		if (c->server[i].sockaddr_len == a.sa_len && memcmp(c->server[i].sockaddr, &a.sa, a.sa_len) == 0) {
+			snprintf(why, FM_STORE_WHY, "%.100s: is the same server as %.100s", address, c->server[i].address);
+			return -EINVAL;
+		}
 	memset(shm, 0, sizeof *shm);
 	memcpy(shm->address, a.text, sizeof shm->address);
 	memcpy(shm->sockaddr, &a.sa, sizeof a.sa);

@@ -197,6 +197,8 @@ static void open_daemon_state(struct faultd *d)
 	struct fm_daemon_shm *s;
 	struct timespec t;
 	char a[32], b[32];
+	uint64_t *ids;
+	size_t regions = 0;
 
 	/* The same file as before, if there is one: who has it mapped sees us come. */
 	d->daemon_fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
@@ -207,7 +209,10 @@ static void open_daemon_state(struct faultd *d)
 	if (s == MAP_FAILED)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
 	/* Pages of regions to be taken over lie where the epochs of this table say. */
-	if (s->magic == FM_MAGIC_DAEMON && s->version == FM_SHM_VERSION && strcmp(scheme_of(s->store_uri, a), scheme_of(d->store_uri, b)) == 0)
+	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
+		free(ids);
+	if (regions && s->magic == FM_MAGIC_DAEMON && s->version == FM_SHM_VERSION &&
+	    strcmp(scheme_of(s->store_uri, a), scheme_of(d->store_uri, b)) == 0)
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
 	else
 		memset(s, 0, sizeof *s);

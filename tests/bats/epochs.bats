@@ -1,0 +1,122 @@
+#!/usr/bin/env bats
+# Placement epochs: servers that die for good, come back empty, join and leave, while every word of the memory is checked.
+
+load helper
+load memcached
+
+setup_file() {
+	mc_build
+}
+
+# Every page that the store holds was moved to the newest epoch, which is at least $1.
+settled() {
+	"$FM_BIN/fm-stat" -j | jq -e --argjson least "$1" \
+		'.placement.epoch >= $least and .placement.pages_left == 0 and .placement.epochs == 1' > /dev/null
+}
+
+epoch() {
+	"$FM_BIN/fm-stat" -j | jq .placement.epoch
+}
+
+# $1 says what the state of the server $2 must be.
+server_is() {
+	"$FM_BIN/fm-stat" -j | jq -e --arg state "$1" --arg at "${MC_AT[$2]}" \
+		'.stores[] | select(.uri == "memcached:" + $at) | .state == $state' > /dev/null
+}
+
+nothing_lost() {
+	[ "$(region_stat torture pages_lost)" -eq 0 ]
+}
+
+@test "R=2: one server dies for good, then another; one joins, one is drained: 0 wrong words, 0 lost" {
+	local name
+	for name in a b c d; do
+		mc_start "$name"
+	done
+	start_faultd --local 1024p --store "memcached:$(addresses a b c)?away=1&gone=1" --replicas 2
+	torture_start 25 --size $((32 << 20))
+	wait_for 10 settled 1
+
+	mc_kill a
+	wait_for 15 server_is dead a
+	wait_for 30 settled 2
+	nothing_lost
+	# What a and b held together is on b and c by now: else this loses pages.
+	mc_kill b
+	rm -f "${MC_AT[a]}"
+	mc_start a
+	wait_for 15 server_is up a
+	wait_for 15 server_is dead b
+	wait_for 30 settled $(($(epoch)))
+	nothing_lost
+
+	"$FM_BIN/fm-evict" --add-server "${MC_AT[d]}"
+	wait_for 30 test "$(mc_items d)" -gt 0 || wait_for 30 settled $(($(epoch)))
+	timeout 60 "$FM_BIN/fm-evict" --drain-server "${MC_AT[c]}"
+	mc_kill c
+	torture_end 90
+	wait_for 10 no_regions
+	wait_for 15 mc_empty a d
+	stop_faultd
+}
+
+@test "a server that comes back empty gets its copies again" {
+	mc_start a
+	mc_start b
+	start_faultd --local 256p --store "memcached:$(addresses a b)?away=1" --replicas 2
+	lost_start one --size $((8 << 20))
+	lost_say one 30 fill
+	away=$(region_stat one remote_pages)
+	before=$(epoch)
+	mc_kill a
+	rm -f "${MC_AT[a]}"
+	mc_start a
+	wait_for 30 settled $((before + 1))
+	wait_for 10 test "$(mc_items a)" -ge "$away"
+	# Now the other one may go.
+	mc_kill b
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	lost_end one
+	stop_faultd
+}
+
+@test "epochs outlive fm-faultd" {
+	mc_start a
+	mc_start b
+	mc_start c
+	start_faultd --local 256p --store "memcached:$(addresses a b)" --replicas 1
+	lost_start one --size $((8 << 20))
+	lost_say one 30 fill
+	"$FM_BIN/fm-evict" --add-server "${MC_AT[c]}"
+	wait_for 30 settled 2
+	kill -KILL "$FAULTD_PID"
+	wait "$FAULTD_PID" || true
+	# The URI still names two servers; the table knows three.
+	start_faultd --local 256p --store "memcached:$(addresses a b)" --replicas 1
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	lost_end one
+	wait_for 10 mc_empty a b c
+	stop_faultd
+}
+
+@test "adding and draining: what cannot be done is said in one line" {
+	mc_start a
+	start_faultd --store "memcached:${MC_AT[a]}"
+	run "$FM_BIN/fm-evict" --drain-server /no/such.sock
+	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"no such server"* ]]
+	run "$FM_BIN/fm-evict" --add-server nonsense
+	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"host:port"* ]]
+	run "$FM_BIN/fm-evict" --add-server
+	[ "$status" -eq 2 ]
+	run "$FM_BIN/fm-evict" --add-server a:1 --daemon
+	[ "$status" -eq 2 ] && [ "${#lines[@]}" -eq 1 ]
+	stop_faultd
+	start_faultd
+	run "$FM_BIN/fm-evict" --add-server "${MC_AT[a]}"
+	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"no servers"* ]]
+	stop_faultd
+	run "$FM_BIN/fm-evict" --add-server "${MC_AT[a]}"
+	[ "$status" -eq 3 ] && [ "${#lines[@]}" -eq 1 ]
+}
