@@ -524,7 +524,8 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 	fm_evictor_fini(&d.evictor);
 	fm_store_close(store);
 	free(d.views);
-	close(d.fd);
+	/* In this order: who holds the lock when its connection ends is taken for stuck, and killed. */
 	close(lock);
+	close(d.fd);
 	return FM_EXIT_OK;
 }

@@ -155,12 +155,12 @@ static void mend_all(struct faultd *d)
 
 void evictor_lost(struct faultd *d)
 {
+	pid_t pid = atomic_exchange(&d->daemon->evictor_pid, 0);
 	struct region *next;
 
-	atomic_store(&d->daemon->evictor_pid, 0);
 	atomic_store(&d->hold, d->spawn_evictor);
 	/* Its connection is closed, perhaps by us: it must be dead before anything of it is mended. */
-	if (evictor_exclude(d))
+	if (evictor_exclude(d, pid))
 		fm_warn("fm-evict: cannot be ended: %m");
 	for (struct region *r = d->regions; r; r = next) {
 		next = r->next;
@@ -199,7 +199,7 @@ void evictor_reap(struct faultd *d)
 	waitpid(d->evictor_child, NULL, 0);
 }
 
-int evictor_exclude(struct faultd *d)
+int evictor_exclude(struct faultd *d, pid_t only)
 {
 	/* The evictor holds a lock on evict.lock as long as it lives. F_GETLK tells its pid; asked once more after the pidfd is there, it
 	 * says that the pidfd is the holder's. */
@@ -217,7 +217,7 @@ int evictor_exclude(struct faultd *d)
 		if (pidfd >= 0 && fcntl(fd, F_GETLK, &again) < 0)
 			e = errno;
 		close(fd);
-		if (e || l.l_type == F_UNLCK) {
+		if (e || l.l_type == F_UNLCK || (only && l.l_pid != only)) {
 			if (pidfd >= 0)
 				close(pidfd);
 			errno = e;

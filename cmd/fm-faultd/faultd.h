@@ -140,8 +140,8 @@ void evictor_del(struct faultd *d, struct region *r);
 void evictor_kick(struct faultd *d);
 /* Its connection is closed: wait until our child is gone, and do not wait long. */
 void evictor_reap(struct faultd *d);
-/* Make sure that no evictor of another time lives on: it would own pages that we are about to mend. */
-int evictor_exclude(struct faultd *d);
+/* Make sure that no evictor of another time lives on: it would own pages that we are about to mend. only: its pid; 0: any. */
+int evictor_exclude(struct faultd *d, pid_t only);
 
 /* registry.c: what other hosts know of us. All of it does nothing without a registry, but registry_check(). */
 struct fm_registry;

@@ -314,7 +314,7 @@ int main(int argc, char **argv)
 	check_features(&d);
 	lock_run_dir(&d);
 	/* No evictor of an fm-faultd before us may still move pages, or count them. */
-	e = evictor_exclude(&d);
+	e = evictor_exclude(&d, 0);
 	if (e)
 		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	open_daemon_state(&d);
