@@ -1,7 +1,7 @@
 /*
  * The page protocol, whole and in one process, so that TSan and ASan see both of its sides: two shards, an evictor that never
- * rests, and threads that compare every word they read with a shadow copy. One of them discards pages by MADV_REMOVE, while
- * another makes faults on them. The store is a fake that knows which generation it holds and refuses at random; the kernel is real, and made to say EAGAIN at random.
+ * rests, and threads that compare every word they read with a shadow copy. One of them discards pages by MADV_REMOVE and
+ * MADV_DONTNEED, while another makes faults on them. The store is a fake that knows which generation it holds and refuses at random; the kernel is real, and made to say EAGAIN at random.
  * Debug builds (the sanitizers') check each change of a page's word, too.
  *
  *   test_protocol [SECONDS [SEED]]
@@ -382,7 +382,44 @@ static void *client_main(void *arg)
 	return NULL;
 }
 
-/* Works on its own pages, and discards runs of them: these read as zeros at once. */
+static void discard(uint64_t page, uint64_t n, int advice)
+{
+	if (madvise(t.memory + page * WORDS, n * FM_PAGE_SIZE, advice) < 0) {
+		printf("# madvise(%d): %s\n", advice, strerror(errno));
+		atomic_fetch_add(&t.wrong, 1);
+	}
+	atomic_fetch_add(&t.removed, n);
+}
+
+/* After MADV_REMOVE they read as zeros at once. */
+static void remove_pages(uint64_t *rnd, uint64_t page, uint64_t n)
+{
+	discard(page, n, MADV_REMOVE);
+	memset(t.shadow + page * WORDS, 0, n * FM_PAGE_SIZE);
+	for (uint64_t i = 0; i < n; i++)
+		if (next_random(rnd) % 2)
+			check(page + i, 0, WORDS);
+}
+
+/* After MADV_DONTNEED a page holds its old bytes, or zeros, for good; and what is written then stays. */
+static void unneed_pages(uint64_t *rnd, uint64_t page, uint64_t n)
+{
+	uint64_t tag = next_random(rnd);
+	uint64_t *m = t.memory + page * WORDS, *s = t.shadow + page * WORDS;
+
+	discard(page, n, MADV_DONTNEED);
+	for (uint64_t i = 0; i < n; i++)
+		m[i * WORDS + 1] = tag;
+	for (uint64_t i = 0; i < n; i++) {
+		/* Word 0 was not zero. */
+		if (m[i * WORDS] == 0)
+			memset(s + i * WORDS, 0, FM_PAGE_SIZE);
+		s[i * WORDS + 1] = tag;
+		check(page + i, 0, WORDS);
+	}
+}
+
+/* Works on its own pages, and discards runs of them. */
 static void *remover_main(void *arg)
 {
 	uint64_t rnd = t.seed ^ 0x4e304e;
@@ -400,15 +437,10 @@ static void *remover_main(void *arg)
 		/* Most are here and dirty then. */
 		for (uint64_t i = 0; i < n; i++)
 			t.memory[(page + i) * WORDS] = t.shadow[(page + i) * WORDS] = i + 1;
-		if (madvise(t.memory + page * WORDS, n * FM_PAGE_SIZE, MADV_REMOVE) < 0) {
-			printf("# MADV_REMOVE: %s\n", strerror(errno));
-			atomic_fetch_add(&t.wrong, 1);
-		}
-		memset(t.shadow + page * WORDS, 0, n * FM_PAGE_SIZE);
-		atomic_fetch_add(&t.removed, n);
-		for (uint64_t i = 0; i < n; i++)
-			if (next_random(&rnd) % 2)
-				check(page + i, 0, WORDS);
+		if (next_random(&rnd) % 4)
+			remove_pages(&rnd, page, n);
+		else
+			unneed_pages(&rnd, page, n);
 	}
 	return NULL;
 }
