@@ -301,8 +301,8 @@ static int ask_once(const struct fm_mc_address *a, const char *text, unsigned ti
 {
 	struct fm_mccollect limits = {.timeout_ms = timeout_ms};
 	struct line_conn *l = malloc(sizeof *l);
-	const char *line;
-	size_t len;
+	const char *line = "";
+	size_t len = 0;
 	int e;
 
 	if (!l)

@@ -38,10 +38,7 @@ static void wait_until(struct fm_registry *r, uint64_t until_ns)
 
 static void set_here(struct fm_registry *r, bool here, const char *why)
 {
-	if (!here)
-		snprintf(r->why, sizeof r->why, "%s", why);
-	else
-		*r->why = '\0';
+	snprintf(r->why, sizeof r->why, "%s", why);
 	if (r->here == here)
 		return;
 	r->here = here;
@@ -116,7 +113,7 @@ static void set_up(struct fm_registry *r)
 		r->session = session;
 		r->had_session = true;
 		r->fatal = 0;
-		set_here(r, true, NULL);
+		set_here(r, true, "");
 		return;
 	}
 	if (rc == ZNONODE && *r->uri.chroot) {

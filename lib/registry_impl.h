@@ -3,6 +3,9 @@
 #define FM_REGISTRY_IMPL_H
 
 #include <pthread.h>
+#ifndef THREADED
+#define THREADED /* else zookeeper.h has no synchronous calls */
+#endif
 #include <zookeeper/zookeeper.h>
 
 #include "registry.h"

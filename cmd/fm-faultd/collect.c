@@ -27,6 +27,7 @@
 #define SERVER_MS  5000
 #define REGION_NS  (600 * 1000000000ull) /* for one region on all its servers; then others come first */
 #define LOST_NS    2000000000u           /* how often it is looked whether a host is back */
+#define MAX_SERVERS (FM_MC_SERVERS + FM_SERVERS)
 #define BEATS      3                     /* servers that get a sign of life */
 
 struct collector {
@@ -38,6 +39,7 @@ struct collector {
 	uint64_t host_id;
 	unsigned ttl_s;
 	struct fm_mc_uri own; /* our store's servers; none when it is of another kind */
+	const struct fm_cluster_shm *cluster; /* the same, and those added since */
 	/* of the region under way */
 	const struct fm_registry_claim *claim;
 	uint64_t until_ns, look_ns;
@@ -79,22 +81,35 @@ static bool shows_life(const struct fm_mc_address *a, unsigned n, uint64_t host)
 
 /* --- one region */
 
-/* The servers of a store's URI, added to a[0, n). Returns the new n, or -errno. */
-static int add_servers(const char *uri, struct fm_mc_address *a, int n, char *why)
+/* Add a server to a[0, *n), unless it is there. Returns 0 or -errno. */
+static int add_server(const char *text, struct fm_mc_address *a, unsigned *n, char *why)
+{
+	unsigned k = 0;
+	int e;
+
+	while (k < *n && strcmp(a[k].text, text) != 0)
+		k++;
+	if (k < *n || *n == MAX_SERVERS)
+		return 0;
+	e = fm_mc_address(text, strlen(text), &a[*n], why);
+	*n += e == 0;
+	return e;
+}
+
+/* Where pages of that store may be: the servers that its URI names, and those that we know were added to ours since. */
+static int find_servers(const struct collector *c, const char *uri, struct fm_mc_address *a, unsigned *n, char *why)
 {
 	struct fm_mc_uri *u = malloc(sizeof *u);
+	unsigned added = atomic_load(&c->cluster->nservers);
 	int e = u ? fm_mc_uri_parse(uri, u, why) : -ENOMEM;
 
-	for (unsigned i = 0; e == 0 && i < u->nservers; i++) {
-		int k = 0;
-
-		while (k < n && strcmp(a[k].text, u->server[i]) != 0)
-			k++;
-		if (k == n && n < 2 * FM_MC_SERVERS)
-			e = fm_mc_address(u->server[i], strlen(u->server[i]), &a[n], why), n += e == 0;
-	}
+	for (unsigned i = 0; e == 0 && i < u->nservers; i++)
+		e = add_server(u->server[i], a, n, why);
+	for (unsigned i = 0; e == 0 && i < added && i < FM_SERVERS; i++)
+		if (atomic_load(&c->cluster->server[i].state) != FM_SERVER_NONE)
+			e = add_server(c->cluster->server[i].address, a, n, why);
 	free(u);
-	return e ? e : n;
+	return e;
 }
 
 static bool give_up(void *arg)
@@ -116,7 +131,8 @@ static int collect(struct collector *c, const struct fm_registry_claim *claim, u
 {
 	struct fm_mccollect m = {.region = claim->id, .timeout_ms = SERVER_MS, .stop = give_up, .arg = c};
 	struct fm_mc_address *a;
-	int n, e = 0;
+	unsigned n = 0;
+	int e;
 
 	if (strncmp(claim->record.store, "dir:", 4) == 0)
 		return 0; /* files of that host: nobody else has them */
@@ -124,20 +140,18 @@ static int collect(struct collector *c, const struct fm_registry_claim *claim, u
 		snprintf(why, 256, "%.100s: is not a store that can be collected", claim->record.store);
 		return -EOPNOTSUPP;
 	}
-	a = calloc((size_t)2 * FM_MC_SERVERS, sizeof *a);
+	a = calloc(MAX_SERVERS, sizeof *a);
 	snprintf(why, 256, "out of memory");
-	n = a ? add_servers(claim->record.store, a, 0, why) : -ENOMEM;
+	e = a ? find_servers(c, claim->record.store, a, &n, why) : -ENOMEM;
 	c->claim = claim;
 	c->until_ns = fm_now_ns() + REGION_NS;
 	c->look_ns = 0;
 	c->lost = false;
-	if (n < 0) {
-		e = n;
-	} else if (!claim->orphan && shows_life(a, (unsigned)n, claim->host)) {
+	if (e == 0 && !claim->orphan && shows_life(a, n, claim->host)) {
 		snprintf(why, 256, "the host still reaches the store, though not the registry");
 		e = -EBUSY;
 	}
-	for (int i = 0; i < n && e == 0; i++) {
+	for (unsigned i = 0; i < n && e == 0; i++) {
 		e = fm_mccollect_server(&a[i], &m, why);
 		if (e == -ECONNREFUSED || e == -ENOENT)
 			e = 0; /* no server: what it held is gone with it */
@@ -194,7 +208,7 @@ static void *collector_thread(void *arg)
 	return NULL;
 }
 
-int collector_start(struct fm_registry *r, const char *store_uri, uint64_t host_id, unsigned grace_s, struct collector **out)
+int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct collector **out)
 {
 	struct collector *c = calloc(1, sizeof *c);
 	pthread_condattr_t attr;
@@ -203,10 +217,11 @@ int collector_start(struct fm_registry *r, const char *store_uri, uint64_t host_
 
 	if (!c)
 		return -ENOMEM;
-	c->registry = r;
+	c->registry = d->registry;
+	c->cluster = &d->daemon->cluster;
 	c->host_id = host_id;
 	c->ttl_s = grace_s == 0 ? 60 : grace_s < 4 ? 4 : grace_s;
-	if (strncmp(store_uri, "memcached:", 10) == 0 && fm_mc_uri_parse(store_uri, &c->own, why))
+	if (strncmp(d->store_uri, "memcached:", 10) == 0 && fm_mc_uri_parse(d->store_uri, &c->own, why))
 		c->own.nservers = 0;
 	pthread_mutex_init(&c->mutex, NULL);
 	pthread_condattr_init(&attr);

@@ -164,10 +164,10 @@ void registry_news(struct faultd *d);
 void registry_close(struct faultd *d, bool regions_left);
 
 /*
- * collect.c: the thread that deletes what dead hosts left in the store. Returns 0 and *out, or -errno. collector_stop() says
- * whether the thread has ended: if not, it still uses the registry, and the process must end soon.
+ * collect.c: the thread that deletes what dead hosts left in the store; d->registry, store_uri and daemon are set. Returns 0 and *out,
+ * or -errno. collector_stop() says whether the thread has ended: if not, it still uses these, and the process must end soon.
  */
-int collector_start(struct fm_registry *r, const char *store_uri, uint64_t host_id, unsigned grace_s, struct collector **out);
+int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct collector **out);
 bool collector_stop(struct collector *c);
 
 /* check.c: --check. Returns the exit code. */

@@ -102,7 +102,7 @@ int registry_open(struct faultd *d, char *why)
 		snprintf(why, FM_STORE_WHY, "cannot be watched: %s", strerror(-e));
 		return e;
 	}
-	e = collector_start(d->registry, d->store_uri, o.host_id, u.grace_s, &d->collector);
+	e = collector_start(d, o.host_id, u.grace_s, &d->collector);
 	if (e)
 		snprintf(why, FM_STORE_WHY, "cannot start a thread: %s", strerror(-e));
 	return e;

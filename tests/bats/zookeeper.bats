@@ -220,6 +220,26 @@ torture_ended_by_term() {
 	run ! grep -q 'wrong word at' "$FM_TMP/torture.log"
 }
 
+@test "ZooKeeper that hangs keeps nobody waiting: a new region is refused after 2 s, fm-faultd ends when told" {
+	zk_start z
+	start_faultd -v --local 512p --registry "$(zk_uri z)?timeout=10000"
+	torture_start 300 --size $((16 << 20)) --name tortured
+	wait_for 20 has_region tortured
+	kill -STOP "${ZK_PID[z]}"
+	start=${EPOCHREALTIME/./}
+	no_new_regions
+	took=$((${EPOCHREALTIME/./} - start))
+	echo "refused after $took us"
+	[ "$took" -gt 1500000 ]
+	alive "$TORTURE_PID"
+	kill -CONT "${ZK_PID[z]}"
+	wait_for 30 new_regions_work
+	kill -STOP "${ZK_PID[z]}"
+	kill -TERM "$TORTURE_PID"
+	torture_ended_by_term
+	stop_faultd
+}
+
 @test "an ensemble loses its leader, then all of it, under load: no fault fails" {
 	zk_start_ensemble z1 z2 z3
 	mc_start a

@@ -84,7 +84,7 @@ static void test_uri(void)
 
 static void test_record(void)
 {
-	struct fm_registry_record in = {.host = 0x1234, .pages = 7, .epoch = 2, .created = 99, .store = "memcached://a:1,b:2?gone=3"}, out;
+	struct fm_registry_record in = {.host = 0x1234, .pages = 7, .epoch = 2, .created = 99, .store = "memcached://a:1,b:2?gone=3"}, out = {0};
 	static const char *const bad[] = {
 	    "",
 	    "host=0000000000001234\npages=7\n",
