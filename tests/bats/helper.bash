@@ -87,24 +87,23 @@ wait_for() {
 # start_faultd [ARGS...]: start fm-faultd on FM_RUN_DIR and a store in the test's folder (later options override these), and
 # wait until it is ready. Sets FAULTD_PID; its messages go to $FM_TMP/faultd.log.
 start_faultd() {
-	local fifo=$FM_TMP/ready.${#FM_PIDS[@]} ready
-	mkfifo "$fifo"
-	# Opened for both, so that neither side waits in open().
-	exec {ready}<> "$fifo"
-	rm -f "$fifo"
+	# A file, not a pipe: bash's read -t may lose the one byte that comes when its time is up.
+	local ready=$FM_TMP/ready.${#FM_PIDS[@]}
+	: > "$ready"
 	# Without 3>&- bats would wait for the daemon to end.
 	"$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 "$@" \
-		4>&"$ready" 3>&- {ready}>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
+		4> "$ready" 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
 	FAULTD_PID=$!
 	track "$FAULTD_PID"
-	for _ in {1..200}; do
-		if read -r -t 0.1 -u "$ready" _; then
-			exec {ready}>&-
+	for _ in {1..400}; do
+		if [ -s "$ready" ]; then
+			rm -f "$ready"
 			return 0
 		fi
 		gone "$FAULTD_PID" && break
+		sleep 0.05
 	done
-	exec {ready}>&-
+	rm -f "$ready"
 	echo "fm-faultd did not get ready:" >&2
 	cat "$FM_TMP/faultd.log" >&2
 	return 1
