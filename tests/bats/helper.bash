@@ -143,10 +143,10 @@ said() {
 	grep -qx "$1" "$FM_TMP/client.out" || gone "$CLIENT_PID"
 }
 client_says() {
-	wait_for 60 said "$1" && grep -qx "$1" "$FM_TMP/client.out" || {
+	if ! wait_for 60 said "$1" || ! grep -qx "$1" "$FM_TMP/client.out"; then
 		cat "$FM_TMP/client.err" >&2
 		return 1
-	}
+	fi
 }
 
 # ends_well PID [SECONDS]: the process ends by itself, with exit status 0.
