@@ -2,6 +2,8 @@
 # sanitizers: asan
 # fm-evict: requests, budgets, names of regions, and the evictor's own lives and deaths.
 
+# shellcheck disable=SC2154 # stderr_lines is set by run --separate-stderr
+
 bats_require_minimum_version 1.5.0
 load helper
 
@@ -218,7 +220,7 @@ locked() {
 	torture=$!
 	track "$torture"
 	wait_for 20 evictor_pid
-	for i in {1..8}; do
+	for _ in {1..8}; do
 		before=$evictor
 		evictions=$(region_stat .evictions)
 		kill -KILL "$evictor"

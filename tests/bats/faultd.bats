@@ -2,6 +2,10 @@
 # sanitizers: asan
 # fm-faultd from outside: its options, its life and death, its clients' lives and deaths, and peers that do not behave.
 
+# shellcheck disable=SC2154 # stderr_lines is set by run --separate-stderr
+# shellcheck disable=SC2030,SC2031 # each test has variables of its own
+# shellcheck disable=SC2012 # names in /proc/PID/fd are numbers
+
 bats_require_minimum_version 1.5.0
 load helper
 
@@ -183,7 +187,7 @@ stat_above() {
 	stop_faultd
 	alive "$CLIENT_PID"
 	start_faultd --local 64p
-	client_says done
+	client_says "done"
 	ends_well "$CLIENT_PID"
 	stop_faultd
 }
@@ -444,6 +448,7 @@ open_path() {
 	sleep 0.2
 	run timeout 20 "$BATS_FILE_TMPDIR/client" map:x:64 check:0:64:0
 	alive "$FAULTD_PID"
+	# shellcheck disable=SC2046 # pids, one word each
 	kill -KILL $(children_of "$many") "$many"
 	wait_for 5 gone "$many"
 	serves
@@ -485,7 +490,7 @@ open_path() {
 	wait_for 20 stat_above .held 0
 	[ "$(region_stat .resident_pages)" -le 64 ]
 	mount -o remount,size=16M "$FM_TMP/store"
-	client_says done
+	client_says "done"
 	ends_well "$CLIENT_PID"
 	stop_faultd
 }
