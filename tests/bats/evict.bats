@@ -214,9 +214,8 @@ locked() {
 }
 
 @test "an evictor that is killed is started again, and the budget holds" {
-	local i
 	start_faultd --local 128p
-	timeout 120 "$BATS_FILE_TMPDIR/torture" --size 4194304 --threads 4 --seconds 6 > "$FM_TMP/torture.out" 2> "$FM_TMP/torture.err" 3>&- &
+	timeout 120 "$BATS_FILE_TMPDIR/torture" --size 4194304 --threads 4 --seconds 20 > "$FM_TMP/torture.out" 2> "$FM_TMP/torture.err" 3>&- &
 	torture=$!
 	track "$torture"
 	wait_for 20 evictor_pid
