@@ -372,7 +372,7 @@ no_keys_of() {
 @test "a host that was stopped in order and still has regions is not collected" {
 	zk_start z
 	mc_start a
-	with=(--store "memcached:${MC_AT[a]}" --local 256p --registry "$(zk_uri z)?grace=1&timeout=1000")
+	with=(--store "memcached:${MC_AT[a]}" --local 256p --registry "$(zk_uri z)?grace=1&timeout=8000")
 	start_faultd -v "${with[@]}"
 	lost_start one --size $((8 << 20))
 	lost_say one 30 fill
