@@ -41,7 +41,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	for (unsigned i = 0; i < count; i++) {
-		r = fm_attach_uffds(atoi(argv[1]), n, a, &rep);
+		r = fm_attach_uffds(atoi(argv[1]), NULL, n, a, &rep);
 		if (r) {
 			fprintf(stderr, "attach: pid %s: %s: %s\n", argv[1], rep.step, strerror(-r));
 			return 1;

@@ -38,7 +38,7 @@ static void wait_until(struct fm_registry *r, uint64_t until_ns)
 
 static void set_here(struct fm_registry *r, bool here, const char *why)
 {
-	snprintf(r->why, sizeof r->why, "%s", why);
+	snprintf(r->why, sizeof r->why, "%s", why ? why : "");
 	if (r->here == here)
 		return;
 	r->here = here;

@@ -47,8 +47,10 @@ static uint64_t word(uint64_t tag, uint64_t page, unsigned i)
 
 static bool map(char **a)
 {
-	struct fm_options o = {.name = a[1], .local_bytes = a[3] ? strtoull(a[3], NULL, 0) : 0};
+	struct fm_options o = {.name = a[1], .local_bytes = a[2] && a[3] ? strtoull(a[3], NULL, 0) : 0};
 
+	if (!a[1] || !a[2])
+		return false;
 	memory = fm_map(strtoull(a[2], NULL, 0) * PAGE, &o);
 	return memory != NULL;
 }
@@ -57,6 +59,8 @@ static bool maps(char **a)
 {
 	struct fm_options o = {.name = a[1]};
 
+	if (!a[1] || !a[2] || !a[3])
+		return false;
 	for (int i = atoi(a[3]); i > 0; i--) {
 		memory = fm_map(strtoull(a[2], NULL, 0) * PAGE, &o);
 		if (!memory)
@@ -97,6 +101,8 @@ static bool step(char *text)
 		bool failed;
 
 		rest = strchr(text + 10, ':');
+		if (!rest)
+			return false;
 		*rest++ = '\0';
 		failed = !step(rest);
 		/* glibc's name of the error: ENOENT, not its number. */
@@ -150,6 +156,7 @@ int main(int argc, char **argv)
 
 		if (!text || !step(text)) {
 			fprintf(stderr, "client: %s: %s\n", argv[i], strerror(errno));
+			free(text);
 			return 1;
 		}
 		free(text);
