@@ -42,9 +42,13 @@ daemon_resident() {
 
 @test "fm-evict: --help and --version" {
 	run --separate-stderr "$evict" --help
-	[ "$status" -eq 0 ] && [[ $output == *--limit* ]] && [ -z "$stderr" ]
+	[ "$status" -eq 0 ]
+	[[ $output == *--limit* ]]
+	[ -z "$stderr" ]
 	run --separate-stderr "$evict" --version
-	[ "$status" -eq 0 ] && [[ $output =~ ^fm-evict\ [0-9]+\.[0-9]+ ]] && [ -z "$stderr" ]
+	[ "$status" -eq 0 ]
+	[[ $output =~ ^fm-evict\ [0-9]+\.[0-9]+ ]]
+	[ -z "$stderr" ]
 }
 
 @test "fm-evict: usage errors are one line, and exit 2, with or without a daemon" {
@@ -64,7 +68,8 @@ daemon_resident() {
 			refused 2 "$s" "$evict" --limit "$s" region
 		done
 		run --separate-stderr "$evict" --no-such-option
-		[ "$status" -eq 2 ] && [ "${#stderr_lines[@]}" -eq 1 ]
+		[ "$status" -eq 2 ]
+		[ "${#stderr_lines[@]}" -eq 1 ]
 		[ "$round" = with ] || start_faultd
 	done
 	stop_faultd
@@ -137,7 +142,8 @@ daemon_resident() {
 	client_says filled
 	[ "$(daemon_resident)" -eq 1024 ]
 	run --separate-stderr timeout 60 "$evict" --limit 512p
-	[ "$status" -eq 0 ] && [ -z "$output$stderr" ]
+	[ "$status" -eq 0 ]
+	[ -z "$output$stderr" ]
 	[ "$(daemon_resident)" -le 512 ]
 	[ "$("$FM_BIN/fm-stat" -j | jq .daemon.local_limit_pages)" -eq 512 ]
 	touch "$go"

@@ -88,15 +88,22 @@ stat_above() {
 
 @test "fm-faultd: --help and --version" {
 	run --separate-stderr "$faultd" --help
-	[ "$status" -eq 0 ] && [[ $output == *--store* ]] && [[ $output == *--run-dir* ]] && [ -z "$stderr" ]
+	[ "$status" -eq 0 ]
+	[[ $output == *--store* ]]
+	[[ $output == *--run-dir* ]]
+	[ -z "$stderr" ]
 	run --separate-stderr "$faultd" --version
-	[ "$status" -eq 0 ] && [[ $output =~ ^fm-faultd\ [0-9]+\.[0-9]+ ]] && [ -z "$stderr" ]
+	[ "$status" -eq 0 ]
+	[[ $output =~ ^fm-faultd\ [0-9]+\.[0-9]+ ]]
+	[ -z "$stderr" ]
 }
 
 @test "fm-faultd: usage errors are one line with the value, and exit 2" {
 	local s
 	run --separate-stderr "$faultd" --no-such-option
-	[ "$status" -eq 2 ] && [[ ${stderr_lines[0]} == fm-faultd:* ]] && [ "${#stderr_lines[@]}" -eq 1 ]
+	[ "$status" -eq 2 ]
+	[[ ${stderr_lines[0]} == fm-faultd:* ]]
+	[ "${#stderr_lines[@]}" -eq 1 ]
 	for s in 0 -1 5000 99999999T 12Q 4.5G 1e9 0x1000 '4096 ' 18446744073709551616 0% 101% %; do
 		refused 2 "$s" "$faultd" --local "$s"
 	done
@@ -133,17 +140,23 @@ stat_above() {
 @test "fm-faultd --check: a line for each question, exit 0 or 1, and nothing is left behind" {
 	[ "$(id -u)" -eq 0 ] || skip "not root"
 	run --separate-stderr "$faultd" --check --store "dir:$FM_TMP/store"
-	[ "$status" -eq 0 ] && [ "${#lines[@]}" -ge 7 ] && [ -z "$stderr" ]
+	[ "$status" -eq 0 ]
+	[ "${#lines[@]}" -ge 7 ]
+	[ -z "$stderr" ]
 	for what in kernel userfaultfd memfd CAP_SYS_PTRACE 'run directory' store registry; do
 		[ "$(grep -cE "^$what +ok " <<< "$output")" -eq 1 ]
 	done
 	[ ! -e "$FM_RUN_DIR" ]
 	: > "$FM_TMP/file"
 	run --separate-stderr "$faultd" -n --store "dir:$FM_TMP/file"
-	[ "$status" -eq 1 ] && [[ $output =~ store\ +FAIL ]] && [[ $output == *"$FM_TMP/file"* ]] && [ -z "$stderr" ]
+	[ "$status" -eq 1 ]
+	[[ $output =~ store\ +FAIL ]]
+	[[ $output == *"$FM_TMP/file"* ]]
+	[ -z "$stderr" ]
 	requires setpriv || skip "no setpriv"
 	run --separate-stderr setpriv --bounding-set=-sys_ptrace --inh-caps=-sys_ptrace "$faultd" --check --store "dir:$FM_TMP/store"
-	[ "$status" -eq 1 ] && [[ $output =~ CAP_SYS_PTRACE\ +FAIL ]]
+	[ "$status" -eq 1 ]
+	[[ $output =~ CAP_SYS_PTRACE\ +FAIL ]]
 }
 
 @test "fm-faultd: a second one on the same run directory is refused and names the first" {
@@ -180,7 +193,7 @@ stat_above() {
 	wait_for 10 test "$(children_of "$FAULTD_PID")"
 	evictor=$(children_of "$FAULTD_PID")
 	wait_for 10 stat_evictor_up
-	kill -STOP "$evictor"
+	kill -STOP "${evictor% }"
 	start_client map:blocked:512 say:mapped fill:0:512:3 check:0:512:3 say:done
 	client_says mapped
 	wait_for 20 stat_above .held 0
@@ -192,9 +205,9 @@ stat_above() {
 	stop_faultd
 }
 
-# The evictor has connected: it holds its lock.
+# The evictor is up: it holds its lock.
 stat_evictor_up() {
-	[ -e "$FM_RUN_DIR/evict.lock" ] && sleep 0.2 && alive "$evictor"
+	grep -q " ${evictor% } " /proc/locks
 }
 
 @test "fm-faultd: a restart takes regions over; the client keeps on, every word right" {
@@ -374,6 +387,10 @@ blocks_at_most() {
 	stop_faultd
 }
 
+descriptors_at_least() {
+	[ "$(ls "/proc/$FAULTD_PID/fd" | wc -l)" -ge "$1" ]
+}
+
 descriptors_at_most() {
 	[ "$(ls "/proc/$FAULTD_PID/fd" | wc -l)" -le "$1" ]
 }
@@ -415,7 +432,8 @@ descriptors_at_most() {
 	wait_for 60 grep -q open "$FM_TMP/many"
 	n=$(awk '{ print $2 }' "$FM_TMP/many")
 	echo "$n stayed open"
-	[ "$n" -ge 400 ] && [ "$n" -lt 520 ]
+	[ "$n" -ge 400 ]
+	[ "$n" -lt 520 ]
 	# The evictor dies, and its successor must be let in: else no budget is kept, and fills wait for ever.
 	kill -KILL "$(children_of "$FAULTD_PID")"
 	serves
@@ -445,8 +463,9 @@ open_path() {
 	timeout 120 python3 "$BATS_TEST_DIRNAME/peer.py" "$sock" many 30 > "$FM_TMP/many" 3>&- &
 	many=$!
 	track "$many"
-	sleep 0.2
+	wait_for 10 descriptors_at_least 38
 	run timeout 20 "$BATS_FILE_TMPDIR/client" map:x:64 check:0:64:0
+	[ "$status" -ne 0 ]
 	alive "$FAULTD_PID"
 	# shellcheck disable=SC2046 # pids, one word each
 	kill -KILL $(children_of "$many") "$many"
@@ -463,7 +482,8 @@ open_path() {
 	client_says filled
 	# 256 places for some 300 pages: the budget cannot be made smaller.
 	run --separate-stderr timeout 60 "$FM_BIN/fm-evict" --all full
-	[ "$status" -eq 1 ] && [[ $stderr == *full* ]]
+	[ "$status" -eq 1 ]
+	[[ $stderr == *full* ]]
 	wait_for 10 stat_is '.flags | index("store_full") != null' true
 	[[ $("$FM_BIN/fm-stat") == *"store full"* ]]
 	[ "$(region_stat .store_errors)" -gt 0 ]
@@ -559,8 +579,10 @@ open_path() {
 	chmod a+r "$FM_RUN_DIR"/*.state
 	chmod a+r "$FM_RUN_DIR"
 	FM_RUN_DIR=$FM_PUBLIC/run run setpriv --reuid=65534 --regid=65534 --clear-groups "$FM_PUBLIC/fm-evict" roots 4p
-	[ "$status" -eq 1 ] && [[ $output == *"another user"* ]]
+	[ "$status" -eq 1 ]
+	[[ $output == *"another user"* ]]
 	FM_RUN_DIR=$FM_PUBLIC/run run setpriv --reuid=65534 --regid=65534 --clear-groups "$FM_PUBLIC/fm-evict" --limit 1G
-	[ "$status" -eq 1 ] && [[ $output == *root* ]]
+	[ "$status" -eq 1 ]
+	[[ $output == *root* ]]
 	stop_faultd
 }

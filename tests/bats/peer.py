@@ -28,8 +28,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def connect():
     s = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    s.connect(sys.argv[1])  # blocking: with a timeout a full queue would be an error
     s.settimeout(20)
-    s.connect(sys.argv[1])
     return s
 
 
