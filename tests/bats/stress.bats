@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# sanitizers: asan
+# sanitizers: asan tsan
 # What must hold under load, for FM_STRESS_SECONDS (default 10) a test: no wrong word, the budget, and what it costs. The
 # sanitizers' build runs the checker of the page states along with it.
 
