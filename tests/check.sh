@@ -1,7 +1,7 @@
 #!/bin/bash
 # Every check there is (`make check`): builds, unit tests, bats tests, guest tests, lint.
 #
-#   tests/check.sh [SUITE...]    build unit bats guest lint (default: all; the others need a build to be there)
+#   tests/check.sh [SUITE...]    build unit fuzz bats guest lint (default: all; the others need a build to be there)
 #
 # B is the build folder (default build; sanitizer builds get -asan and -tsan appended). Each suite's output is kept in
 # $B/check; failures are shown in full. The last line is `N passed, N failed[, N skipped]`; exit status 1 when a check
@@ -101,6 +101,29 @@ suite_bats() {
 	done
 }
 
+# Ten seconds for each parser of outside bytes. A file of tests/fuzz names what it needs beyond lib/ in a line ` * with: GLOB`.
+suite_fuzz() {
+	local src name flags='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c11 -D_GNU_SOURCE' libs more
+	flags+=' -DFM_VERSION=__FILE__ -Ilib -Wno-unused-command-line-argument'
+	libs=$(sed -n 's/^LIBS *:= *//p' Makefile)
+	if [ ! -e "$(clang -print-file-name=libclang_rt.fuzzer-x86_64.a)" ]; then
+		report 'fuzz: no libFuzzer here' 0 0 1 0
+		return 0
+	fi
+	check 'build fuzz' make -j"$jobs" SAN=asan "B=$B-fuzz" CC=clang "TOOLCF=$flags -fsanitize=fuzzer-no-link" "$B-fuzz/lib/libfmcore.a" ||
+		return 0
+	shopt -s extglob
+	for src in tests/fuzz/fuzz_*.c; do
+		name=$(basename "$src" .c)
+		more=$(sed -n 's/^ \* with: //p' "$src")
+		# shellcheck disable=SC2086 # words and globs, all of them
+		check "build $name" clang $flags -fsanitize=fuzzer -o "$B-fuzz/$name" "$src" $more "$B-fuzz/lib/libfmcore.a" $libs || continue
+		check "fuzz $name" "$B-fuzz/$name" -max_total_time=10 -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
+			"-artifact_prefix=$out/$name-" || true
+	done
+	shopt -u extglob
+}
+
 suite_guest() {
 	local f
 	for f in tests/guest/*.bats; do
@@ -148,16 +171,17 @@ finish() {
 tests/install.sh check
 mkdir -p "$out"
 rm -f "$out"/*
-[ $# -gt 0 ] || set -- build unit bats guest lint
+[ $# -gt 0 ] || set -- build unit fuzz bats guest lint
 for suite; do
 	case $suite in
 	build) suite_build ;;
 	unit) suite_unit ;;
+	fuzz) suite_fuzz ;;
 	bats) suite_bats ;;
 	guest) suite_guest ;;
 	lint) suite_lint ;;
 	*)
-		echo "tests/check.sh: $suite: no such suite (build unit bats guest lint)" >&2
+		echo "tests/check.sh: $suite: no such suite (build unit fuzz bats guest lint)" >&2
 		exit 2
 		;;
 	esac
