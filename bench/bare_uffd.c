@@ -1,11 +1,11 @@
 /*
  * The floor of a remote fault: a bare userfaultfd responder in another process, without a line of fm.
  *
- *   bare_uffd [-f FILE] [-n PAGES] [-t TOUCHES] [-c CLIENT_CPU] [-s SERVER_CPU] [-w] [-i]
+ *   bare_uffd [-f FILE | -m MEMCACHED] [-n PAGES] [-t TOUCHES] [-c CLIENT_CPU] [-s SERVER_CPU] [-w] [-i]
  *
  * The client fills PAGES pages of a shared memfd, punches them all and touches TOUCHES of them once each at random. The
  * responder loops: blocking read of the userfaultfd, with -f a pread of the page from FILE (made here, unlinked at the end;
- * put it on tmpfs), UFFDIO_COPY. Prints key=value lines. -w: writes instead of reads; -i: stops before and after the touches
+ * put it on tmpfs) or with -m a get of its value from memcached (put there here), UFFDIO_COPY. Prints key=value lines. -w: writes instead of reads; -i: stops before and after the touches
  * for a tracer; a CPU of -1: any.
  */
 #include <fcntl.h>
@@ -17,11 +17,11 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include "touch.h"
+#include "mc_raw.h"
 
-static void respond(int uffd, uint64_t base, int file)
+static void respond(int uffd, uint64_t base, int file, int server)
 {
-	unsigned char *buf = aligned_alloc(PAGE, PAGE);
+	unsigned char *buf = aligned_alloc(PAGE, 2 * (size_t)PAGE);
 	struct uffd_msg m;
 
 	if (!buf)
@@ -31,6 +31,8 @@ static void respond(int uffd, uint64_t base, int file)
 		uint64_t at = m.arg.pagefault.address & ~(uint64_t)(PAGE - 1);
 		struct uffdio_copy c = {.dst = at, .src = (uint64_t)(uintptr_t)buf, .len = PAGE};
 
+		if (server >= 0)
+			c.src = (uint64_t)(uintptr_t)raw_get(server, (at - base) / PAGE, (char *)buf);
 		if (m.event != UFFD_EVENT_PAGEFAULT || (file >= 0 && pread(file, buf, PAGE, (off_t)(at - base)) != PAGE) ||
 		    ioctl(uffd, UFFDIO_COPY, &c) < 0)
 			break;
@@ -41,19 +43,22 @@ static void respond(int uffd, uint64_t base, int file)
 int main(int argc, char **argv)
 {
 	size_t pages = 8192, touches = 4096;
-	int client_cpu = -1, server_cpu = -1, file = -1, write_too = 0, steps = 0, c, uffd, memfd;
+	int client_cpu = -1, server_cpu = -1, file = -1, server_fd = -1, write_too = 0, steps = 0, c, uffd, memfd;
 	struct uffdio_api api = {.api = UFFD_API};
 	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
-	const char *path = NULL;
+	const char *path = NULL, *server_at = NULL;
 	unsigned char *base;
 	uint32_t *order;
 	unsigned wrong;
 	pid_t pid, parent;
 
-	while ((c = getopt(argc, argv, "f:n:t:c:s:wi")) != -1) {
+	while ((c = getopt(argc, argv, "f:m:n:t:c:s:wi")) != -1) {
 		switch (c) {
 		case 'f':
 			path = optarg;
+			break;
+		case 'm':
+			server_at = optarg;
 			break;
 		case 'n':
 			pages = strtoul(optarg, NULL, 10);
@@ -77,8 +82,8 @@ int main(int argc, char **argv)
 			return 2;
 		}
 	}
-	if (!pages || touches > pages)
-		errx(2, "-n %zu -t %zu: must have as many pages as touches", pages, touches);
+	if (!pages || touches > pages || (server_at && pages % RAW_GROUP))
+		errx(2, "-n %zu -t %zu: must have as many pages as touches; with -m a multiple of %u", pages, touches, RAW_GROUP);
 	alarm(60); /* nobody may wait on this userfaultfd for ever */
 	memfd = memfd_create("bare", MFD_CLOEXEC);
 	if (memfd < 0 || ftruncate(memfd, (off_t)(pages * PAGE)) < 0)
@@ -95,6 +100,10 @@ int main(int argc, char **argv)
 		for (size_t i = 0; i < pages; i++)
 			if (pwrite(file, base + i * PAGE, PAGE, (off_t)(i * PAGE)) != PAGE)
 				err(1, "%s", path);
+	}
+	if (server_at) {
+		server_fd = raw_connect(server_at);
+		raw_set_stream(server_fd, base, pages);
 	}
 	if (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(pages * PAGE)) < 0)
 		err(1, "punch");
@@ -114,11 +123,11 @@ int main(int argc, char **argv)
 			_exit(1); /* it died before it could be waited for */
 		munmap(base, pages * PAGE); /* a read through it would make a page that the client then sees */
 		pin(0, server_cpu);
-		respond(uffd, reg.range.start, file);
+		respond(uffd, reg.range.start, file, server_fd);
 	}
 	pin(0, client_cpu);
 	order = random_order(pages);
-	wrong = touch_pages(base, order, touches, path != NULL, write_too, steps, pid);
+	wrong = touch_pages(base, order, touches, path || server_at, write_too, steps, pid);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	free(order);

@@ -1,9 +1,10 @@
 /*
  * Remote faults of fm: the same touches as bare_uffd, on fm_map memory that was filled and then evicted.
  *
- *   fault_latency -p PID_OF_FM_FAULTD -e FM_EVICT [-n PAGES] [-t TOUCHES] [-c CLIENT_CPU] [-s SERVER_CPU] [-w] [-i]
+ *   fault_latency -p PID_OF_FM_FAULTD -e FM_EVICT [-n PAGES] [-t TOUCHES] [-q] [-c CLIENT_CPU] [-s SERVER_CPU] [-w] [-i]
  *
- * Finds fm-faultd by $FM_RUN_DIR. Prints key=value lines, as bare_uffd, and evict_mb_s: the speed of `fm-evict --all`.
+ * Finds fm-faultd by $FM_RUN_DIR. Prints key=value lines, as bare_uffd, and evict_mb_s: the speed of `fm-evict --all`. -q: first reads
+ * all pages in address order and prints read_mb_s; then evicts them again.
  */
 #include <stdbool.h>
 #include <sys/wait.h>
@@ -28,20 +29,33 @@ static void evict_all(const char *fm_evict, const char *name)
 		errx(1, "%s --all %s: failed, status %d", fm_evict, name, status);
 }
 
+/* Read a word of each page in address order. Returns the number of wrong ones. */
+static unsigned read_all(volatile unsigned char *base, size_t pages)
+{
+	uint64_t t = now_ns();
+	unsigned wrong = 0;
+
+	for (size_t i = 0; i < pages; i++)
+		wrong += *(volatile uint64_t *)(base + i * PAGE) != pattern(i);
+	t = now_ns() - t;
+	printf("read_mb_s=%.1f\n", (double)(pages * PAGE) * 1e3 / (double)t);
+	return wrong;
+}
+
 int main(int argc, char **argv)
 {
 	size_t pages = 8192, touches = 4096;
-	int client_cpu = -1, server_cpu = -1, write_too = 0, steps = 0, c;
+	int client_cpu = -1, server_cpu = -1, write_too = 0, steps = 0, sequential = 0, c;
 	struct fm_options options = {0};
 	const char *fm_evict = NULL;
 	unsigned char *base;
 	char name[32];
 	pid_t pid = 0;
 	uint32_t *order;
-	unsigned wrong;
+	unsigned wrong = 0;
 	uint64_t t;
 
-	while ((c = getopt(argc, argv, "p:e:n:t:c:s:wi")) != -1) {
+	while ((c = getopt(argc, argv, "p:e:n:t:c:s:wiq")) != -1) {
 		switch (c) {
 		case 'p':
 			pid = atoi(optarg);
@@ -63,6 +77,9 @@ int main(int argc, char **argv)
 			break;
 		case 'w':
 			write_too = 1;
+			break;
+		case 'q':
+			sequential = 1;
 			break;
 		case 'i':
 			steps = 1;
@@ -87,8 +104,13 @@ int main(int argc, char **argv)
 	printf("evict_mb_s=%.1f\n", (double)(pages * PAGE) * 1e3 / (double)t);
 	server(pid, server_cpu);
 	pin(0, client_cpu);
+	if (sequential) {
+		wrong = read_all(base, pages);
+		if (touches)
+			evict_all(fm_evict, name);
+	}
 	order = random_order(pages);
-	wrong = touch_pages(base, order, touches, true, write_too, steps, pid);
+	wrong += touch_pages(base, order, touches, true, write_too, steps, pid);
 	free(order);
 	server(pid, -1);
 	fm_unmap(base, pages * PAGE);

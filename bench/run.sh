@@ -25,16 +25,18 @@ for dir in /dev/shm /tmp; do
 done
 [ -n "${dir-}" ] || { echo "bench: no tmpfs that can be written: the figures are of a store on one" >&2; exit 1; }
 T=$(mktemp -d "$dir/fm-bench.XXXXXX")
-export FM_RUN_DIR=$T/run
-FAULTD='' TRACER=''
+export FM_RUN_DIR=$T/run.dir
+TRACER=''
+pids=() # in the order in which they were started
 
-# Clients have an alarm of their own; the server goes last.
+# Clients have an alarm of their own; servers go last.
 stop() {
+  local i
   [ -z "$TRACER" ] || kill -INT "$TRACER" 2> /dev/null || true
-  if [ -n "$FAULTD" ]; then
-    kill "$FAULTD" 2> /dev/null || true
-    wait "$FAULTD" || echo "bench: fm-faultd ended with status $?" >&2
-  fi
+  for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
+    kill "${pids[i]}" 2> /dev/null || true
+    wait "${pids[i]}" || echo "bench: process ${pids[i]} ended with status $?" >&2
+  done
   rm -rf "$T"
 }
 trap stop EXIT
@@ -42,36 +44,23 @@ trap 'exit 1' INT TERM
 
 mkdir -p "$OUT" "$T/v"
 CF=(-std=c11 -D_GNU_SOURCE -O2 -g -Wall -Wextra)
-for p in bare_uffd pwrite_stream; do
+for p in bare_uffd mc_stream pwrite_stream; do
   cc "${CF[@]}" -o "$OUT/$p" "bench/$p.c"
 done
 for p in fault_latency first_touch; do
   cc "${CF[@]}" -Ilib -o "$OUT/$p" "bench/$p.c" "$B/lib/libfm.a" -lpthread
 done
 
-mkfifo "$T/ready"
-"$BIN/fm-faultd" --store "dir:$T/store" --local none --ready-fd 3 3> "$T/ready" &
-FAULTD=$!
-read -r -t 10 < "$T/ready" || { echo "bench: fm-faultd is not ready after 10 s" >&2; exit 1; }
+# shellcheck source=bench/lib.bash
+. bench/lib.bash
+# shellcheck source=bench/memcached.bash
+. bench/memcached.bash
+start_faultd dir --store "dir:$T/store"
+DIR_FAULTD=$FAULTD
+mc_start
 
-# keep NAME KEY=VALUE...: append each value to the file of NAME.KEY, a line a round
-keep() {
-  local name=$1 pair
-  shift
-  for pair in "$@"; do
-    echo "${pair#*=}" >> "$T/v/$name.${pair%%=*}"
-  done
-}
-run() {
-  local name=$1
-  shift
-  local got
-  got=$("$@")
-  # shellcheck disable=SC2086 # words are the pairs
-  keep "$name" $got
-}
 ours() {
-  "$OUT/fault_latency" -p "$FAULTD" -e "$BIN/fm-evict" "$@"
+  "$OUT/fault_latency" -p "$DIR_FAULTD" -e "$BIN/fm-evict" "$@"
 }
 
 cpus=(one:0:0)
@@ -89,11 +78,12 @@ for ((round = 0; round < ROUNDS; round++)); do
   args=(-n "$PAGES" -t "$TOUCHES" -c 0 -s 0 -w)
   run write.fm ours "${args[@]}"
   run write.pread "$OUT/bare_uffd" "${args[@]}" -f "$T/pages"
-  run touch.fm "$OUT/first_touch" fm 4096 "$FAULTD"
+  run touch.fm "$OUT/first_touch" fm 4096 "$DIR_FAULTD"
   run touch.memfd "$OUT/first_touch" memfd 4096
   if ((round % 3 == 0)); then
     run out.fm ours -n 16384 -t 0
     run out.pwrite "$OUT/pwrite_stream" "$T/stream" 16384
+    mc_round
   fi
 done
 
@@ -125,20 +115,9 @@ syscalls() {
     END { printf "%.2f\n", n / 1024; printf "%s:%s\n", name, what > (to ".what") }
   ' to="$T/v/$name" "$T/strace" > "$T/v/$name.calls"
 }
-syscalls fm "$OUT/fault_latency" -p "$FAULTD" -e "$BIN/fm-evict"
+syscalls fm "$OUT/fault_latency" -p "$DIR_FAULTD" -e "$BIN/fm-evict"
 syscalls bare "$OUT/bare_uffd" -f "$T/pages"
 
-median() {
-  sort -g "$1" | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
-}
-# row NAME UNIT SCALE OURS REFERENCE GOAL: files below $T/v, values divided by SCALE; GOAL as <=1.50, >=0.80 or -
-row() {
-  local ours=$T/v/$4 ref=$T/v/$5
-  [ -s "$ours" ] && [ -s "$ref" ] || return 0
-  paste "$ours" "$ref" | awk '$2 > 0 { print $1 / $2 }' > "$T/ratios"
-  [ -s "$T/ratios" ] || return 0
-  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "$(median "$ours")" "$(median "$ref")" "$(median "$T/ratios")" "$6"
-}
 {
   for v in "one CPU" "two CPUs" free; do
     f=${v%% *} floor="<=1.50" same="<=1.10"
@@ -154,11 +133,12 @@ row() {
   row "server system calls a fault" - 1 fm.calls bare.calls -
   row "first touch, sequential, one CPU, to plain memfd" us/page 1000 touch.fm.ns_per_page touch.memfd.ns_per_page "<=2.00"
   row "write-back (evict --all), to pwrite stream" MB/s 1 out.fm.evict_mb_s out.pwrite.mb_s ">=0.80"
+  mc_rows
 } > "$T/rows"
 
-awk -F '\t' 'BEGIN { printf "%-54s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }
+awk -F '\t' 'BEGIN { printf "%-64s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }
   function ok(r, g) { return g == "-" ? "" : g ~ /^<=/ ? r <= substr(g, 3) + 0 : r >= substr(g, 3) + 0 }
-  { met = ok($6 + 0, $7); printf "%-54s %-8s %10.2f %10.2f %7.2f  %s%s\n", $1, $2, $4 / $3, $5 / $3, $6, $7,
+  { met = ok($6 + 0, $7); printf "%-64s %-8s %10.2f %10.2f %7.2f  %s%s\n", $1, $2, $4 / $3, $5 / $3, $6, $7,
       met == "" ? "" : met ? " met" : " missed" }' "$T/rows"
 cat "$T"/v/*.what 2> /dev/null | sed 's/^/system calls a fault, /' || true
 

@@ -26,18 +26,21 @@ static inline uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* The word that each 8 bytes of page i hold: no page is all zero, and no two are equal. */
+/* The first word of page i: never 0, and no two are equal. */
 static inline uint64_t pattern(size_t page)
 {
 	return (page + 1) * 0x9e3779b97f4a7c15u;
 }
 
+/* Bytes that no compressor makes smaller, so that what travels is as long as what the references send. */
 static inline void fill_page(void *page, size_t i)
 {
-	uint64_t *w = page;
+	uint64_t *w = page, x = pattern(i);
 
-	for (size_t k = 0; k < PAGE / sizeof *w; k++)
-		w[k] = pattern(i) + k;
+	for (size_t k = 0; k < PAGE / sizeof *w; k++) {
+		w[k] = x;
+		x ^= x << 13, x ^= x >> 7, x ^= x << 17; /* xorshift64: 0 only from 0 */
+	}
 }
 
 /* 0..n-1 in a random order that is the same in every run. The caller frees it. */
