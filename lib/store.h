@@ -54,6 +54,7 @@ struct fm_store_ops {
 	void (*close)(struct fm_store *s);
 	void (*monitor)(struct fm_store *s); /* see fm_store_monitor(); NULL: nothing to look after */
 	void (*set_idle)(struct fm_store *s, void (*idle)(void *), void *arg); /* NULL: never waits where it could be called */
+	int (*region_begin)(struct fm_store *s, uint64_t region); /* NULL: nothing to prepare */
 	void (*get)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*put)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*del)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
@@ -93,6 +94,15 @@ static inline void fm_store_set_idle(struct fm_store *s, void (*idle)(void *), v
 
 /* Close a handle; NULL is allowed. What is stored stays. */
 void fm_store_close(struct fm_store *s);
+
+/*
+ * This handle will be used for that region: make what it needs (the region's key), so that nothing is made on the fault path. Before
+ * the first get, put or delete of the region. Returns 0 or -errno.
+ */
+static inline int fm_store_region_begin(struct fm_store *s, uint64_t region)
+{
+	return s->ops->region_begin ? s->ops->region_begin(s, region) : 0;
+}
 
 /*
  * Read, write or delete n pages of a region. Each request's result is set. A put that is FM_STORE_OK was acknowledged by the

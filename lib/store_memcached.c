@@ -25,7 +25,7 @@
 /* What came of one request on one of its servers. */
 enum outcome { UNTRIED = 0, ASKED, GOOD, MISSING, GONE, FULL, UNKNOWN };
 
-/* The seal of a region, made when the region is first met. */
+/* The seal of a region, made by mc_region_begin(). */
 struct sealed_region {
 	struct sealed_region *next;
 	uint64_t region;
@@ -130,24 +130,37 @@ static void mc_set_idle(struct fm_store *store, void (*idle)(void *), void *arg)
 
 /* --- batches */
 
-static struct fm_seal *seal_of(struct mc_store *s, uint64_t region)
+static struct fm_seal *seal_of(const struct mc_store *s, uint64_t region)
 {
 	struct sealed_region *r;
 
 	for (r = s->seals; r; r = r->next)
 		if (r->region == region)
 			return r->seal;
+	return NULL;
+}
+
+/* Not at the first use: that is the fault path, and a seal maps and locks memory. */
+static int mc_region_begin(struct fm_store *store, uint64_t region)
+{
+	struct mc_store *s = (struct mc_store *)store;
+	struct sealed_region *r;
+	int e;
+
+	if (seal_of(s, region))
+		return 0;
 	r = calloc(1, sizeof *r);
 	if (!r)
-		return NULL;
+		return -ENOMEM;
 	r->region = region;
-	if (fm_seal_new(s->key, region, s->key ? fm_seal_best() : FM_SEAL_CHECKSUM, &r->seal)) {
+	e = fm_seal_new(s->key, region, s->key ? fm_seal_best() : FM_SEAL_CHECKSUM, &r->seal);
+	if (e) {
 		free(r);
-		return NULL;
+		return e;
 	}
 	r->next = s->seals;
 	s->seals = r;
-	return r->seal;
+	return 0;
 }
 
 static size_t key_of(char key[KEY_BYTES], uint64_t region, uint64_t page, uint64_t gen)
@@ -508,6 +521,7 @@ const struct fm_store_ops fm_store_memcached = {
     .open = mc_open,
     .close = mc_close,
     .set_idle = mc_set_idle,
+    .region_begin = mc_region_begin,
     .get = mc_get,
     .put = mc_put,
     .del = mc_del,

@@ -90,7 +90,9 @@ static void add_region(struct evictord *d, uint64_t id, const int *fds, unsigned
 		s->r.memfd = fds[1];
 		for (unsigned i = 0; i < s->r.map.nshards; i++)
 			s->r.uffd[i] = (struct fm_uffd){.fd = fds[2 + i], .ops = &fm_uffd_kernel};
-		e = fm_evict_begin(&d->evictor, &s->r);
+		e = fm_store_region_begin(d->evictor.store, id);
+		if (e == 0)
+			e = fm_evict_begin(&d->evictor, &s->r);
 	}
 	if (e) {
 		/* Its pages then stay here; the others' budgets are kept all the same. */

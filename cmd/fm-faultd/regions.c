@@ -98,15 +98,17 @@ int region_start_shards(struct faultd *d, struct region *r, char *why)
 		};
 		int e = fm_store_open(d->store_uri, &d->store_options, &o.store, why);
 
-		if (e == 0) {
-			e = fm_shard_start(&o, &r->shard[i]);
-			if (e) {
-				fm_store_close(o.store);
-				snprintf(why, FM_STORE_WHY, "cannot start a thread: %s", strerror(-e));
-			}
-		}
 		if (e)
 			return e;
+		e = fm_store_region_begin(o.store, r->map.hdr->id);
+		if (e)
+			snprintf(why, FM_STORE_WHY, "cannot make the region's key: %s", strerror(-e));
+		else if ((e = fm_shard_start(&o, &r->shard[i])))
+			snprintf(why, FM_STORE_WHY, "cannot start a thread: %s", strerror(-e));
+		if (e) {
+			fm_store_close(o.store);
+			return e;
+		}
 	}
 	return 0;
 }
