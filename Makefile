@@ -49,7 +49,7 @@ TOOLLD   = -fsanitize=thread
 DEPS    :=
 endif
 # Static links take what a tool uses; --as-needed makes the sanitizer builds' shared ones do the same.
-LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lm -lpthread
+LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lexpat -lm -lpthread
 
 .PHONY: all tools client units guest demo check bench clean deps
 .SECONDARY:

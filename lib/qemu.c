@@ -2,6 +2,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,6 +105,92 @@ unsigned fm_qemu_qmp_paths(const char *buf, size_t len, char (*paths)[FM_QEMU_PA
 		return 0;
 	for (const char *a = buf, *v; a && n < max; a = next_arg(a, end))
 		if ((v = next_arg(a, end)) && qmp_option(a, v, buf, end, paths[n], by_fd))
+			n++;
+	return n;
+}
+
+bool fm_qemu_option(const char *buf, size_t len, const char *name, const char *key, char *value, size_t cap)
+{
+	const char *end = buf + len, *v, *found = NULL;
+	size_t n;
+
+	if (!len || !memchr(buf, '\0', len))
+		return false;
+	for (const char *a = buf; a; a = next_arg(a, end))
+		if (is_option(a, name) && (v = next_arg(a, end)))
+			found = v;
+	if (!found || key)
+		return found && option_value(found, key, value, cap);
+	n = strlen(found);
+	if (n >= cap)
+		return false;
+	memcpy(value, found, n + 1);
+	return true;
+}
+
+/* Bytes, with QEMU's suffixes. */
+static bool parse_bytes(const char *text, uint64_t *bytes)
+{
+	static const char suffixes[] = "bkmgtpe";
+	const char *suffix;
+	char *end;
+	unsigned shift;
+
+	if (!isdigit((unsigned char)*text))
+		return false;
+	errno = 0;
+	*bytes = strtoull(text, &end, 0);
+	suffix = *end ? strchr(suffixes, tolower((unsigned char)*end)) : suffixes;
+	if (errno || !suffix || (*end && end[1]))
+		return false;
+	shift = (unsigned)(suffix - suffixes) * 10;
+	if (*bytes > UINT64_MAX >> shift)
+		return false;
+	*bytes <<= shift;
+	return true;
+}
+
+static bool backend_of_list(const char *v, struct fm_qemu_backend *b)
+{
+	char value[OPTION_MAX];
+
+	if (!option_value(v, NULL, value, sizeof value) || strncmp(value, "memory-backend-", 15) ||
+	    !option_value(v, "id", b->id, sizeof b->id) || !option_value(v, "size", value, sizeof value) ||
+	    !parse_bytes(value, &b->bytes))
+		return false;
+	b->share = option_value(v, "share", value, sizeof value) &&
+		   (!strcmp(value, "on") || !strcmp(value, "yes") || !strcmp(value, "true") || !strcmp(value, "y"));
+	if (!option_value(v, "mem-path", b->path, sizeof b->path))
+		b->path[0] = '\0';
+	return true;
+}
+
+static bool backend_of_json(const char *v, struct fm_qemu_backend *b)
+{
+	json_t *json = json_loads(v, 0, NULL);
+	const char *type = json_string_value(json_object_get(json, "qom-type")), *id = json_string_value(json_object_get(json, "id"));
+	const char *path = json_string_value(json_object_get(json, "mem-path"));
+	bool yes = type && !strncmp(type, "memory-backend-", 15) && id && strlen(id) < sizeof b->id;
+
+	if (yes) {
+		strcpy(b->id, id);
+		b->bytes = (uint64_t)json_integer_value(json_object_get(json, "size"));
+		b->share = json_is_true(json_object_get(json, "share"));
+		snprintf(b->path, sizeof b->path, "%s", path ? path : "");
+	}
+	json_decref(json);
+	return yes;
+}
+
+unsigned fm_qemu_backends(const char *buf, size_t len, struct fm_qemu_backend *list, unsigned max)
+{
+	const char *end = buf + len, *v;
+	unsigned n = 0;
+
+	if (!len || !memchr(buf, '\0', len))
+		return 0;
+	for (const char *a = buf; a && n < max; a = next_arg(a, end))
+		if (is_option(a, "object") && (v = next_arg(a, end)) && (*v == '{' ? backend_of_json : backend_of_list)(v, &list[n]))
 			n++;
 	return n;
 }

@@ -19,6 +19,27 @@
 unsigned fm_qemu_qmp_paths(const char *buf, size_t len, char (*paths)[FM_QEMU_PATH], unsigned max, bool *by_fd);
 
 /*
+ * The value of option `-name` (or `--name`), the last time it is given, in buf, the text of /proc/PID/cmdline. key: of a value in its
+ * option list ("guest" of "-name guest=x,debug-threads=on"); NULL: the option's whole text. Returns true and value, or false (not
+ * there, or it does not fit).
+ */
+bool fm_qemu_option(const char *buf, size_t len, const char *name, const char *key, char *value, size_t cap);
+
+/* A memory backend on QEMU's command line. */
+struct fm_qemu_backend {
+	char id[64];
+	uint64_t bytes;
+	bool share;
+	char path[256]; /* memory-backend-file: its file, or a folder; else "" */
+};
+
+/*
+ * The memory backends (-object memory-backend-*, as a list or as JSON) in buf, the text of /proc/PID/cmdline. list: room for max;
+ * those that cannot be understood are left out. Returns their number.
+ */
+unsigned fm_qemu_backends(const char *buf, size_t len, struct fm_qemu_backend *list, unsigned max);
+
+/*
  * Where the guest sees a RAM block, from the text of `info mtree -f` (NUL-terminated). id: of the memory backend. *gpa: a
  * guest physical address at which some part of it is mapped; *offset: of that part in the block, bytes. Returns 0 or -ENOENT
  * (not mapped into the guest).

@@ -9,8 +9,9 @@ set -euo pipefail
 build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison flex)
 demo=("${build[@]}" qemu-system-x86 busybox-static cpio xz-utils jq)
 check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy clang mandoc strace memcached zookeeper
+	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 	# the glibc sanitizer builds link these
-	libjansson-dev libmemcached-dev libzookeeper-mt-dev libsodium-dev liblz4-dev libxxhash-dev)
+	libjansson-dev libexpat1-dev libmemcached-dev libzookeeper-mt-dev libsodium-dev liblz4-dev libxxhash-dev)
 
 # libFuzzer, which clang only recommends, has clang's version in its package's name.
 case $(sed -n 's/^VERSION_ID="\{0,1\}\([0-9.]*\).*/\1/p' /etc/os-release 2> /dev/null) in

@@ -1,6 +1,7 @@
 /* The libraries of deps/: each is there, links and does what it is for. No server is needed. */
 #include "tap.h"
 
+#include <expat.h>
 #include <jansson.h>
 #include <libmemcached/memcached.h>
 #include <lz4.h>
@@ -16,6 +17,28 @@ static void test_jansson(void)
 
 	is_u64(json_array_size(json_object_get(j, "a")), 2, "jansson parses");
 	json_decref(j);
+}
+
+static void XMLCALL count_start(void *count, const XML_Char *name, const XML_Char **attributes)
+{
+	(void)name;
+	(void)attributes;
+	++*(unsigned *)count;
+}
+
+static void test_expat(void)
+{
+	static const char text[] = "<a><b c='1'/></a>";
+	XML_Parser p = XML_ParserCreate(NULL);
+	unsigned n = 0;
+
+	if (!ok(p != NULL, "expat makes a parser"))
+		return;
+	XML_SetUserData(p, &n);
+	XML_SetStartElementHandler(p, count_start);
+	ok(XML_Parse(p, text, sizeof text - 1, 1) == XML_STATUS_OK, "expat parses");
+	is_u64(n, 2, "two elements");
+	XML_ParserFree(p);
 }
 
 static void test_lz4(void)
@@ -80,6 +103,7 @@ static void test_zookeeper(void)
 int main(void)
 {
 	test_jansson();
+	test_expat();
 	test_lz4();
 	test_xxhash();
 	test_sodium();

@@ -87,9 +87,43 @@ static void test_gpa2hva(void)
 	is_u64(fm_qemu_parse_gpa2hva("x (ram0) is 0x11111111111111111", "ram0", &hva), -EPROTO, "too large");
 }
 
+static void test_option(void)
+{
+	static const char line[] = "qemu\0-name\0guest=a,,b,debug-threads=on\0-uuid\0old\0-m\0" "1G\0-uuid\0new\0-S";
+	char v[8];
+
+	ok(fm_qemu_option(line, sizeof line, "uuid", NULL, v, sizeof v) && !strcmp(v, "new"), "the last one counts");
+	ok(fm_qemu_option(line, sizeof line, "name", "guest", v, sizeof v) && !strcmp(v, "a,b"), "a value in a list");
+	ok(!fm_qemu_option(line, sizeof line, "name", "process", v, sizeof v), "a value that is not there");
+	ok(!fm_qemu_option(line, sizeof line, "name", NULL, v, sizeof v), "a text that does not fit");
+	ok(!fm_qemu_option(line, sizeof line, "S", NULL, v, sizeof v), "an option at the end has no value");
+	ok(!fm_qemu_option(line, 0, "uuid", NULL, v, sizeof v), "no command line");
+}
+
+static void test_backends(void)
+{
+	static const char line[] =
+	    "qemu\0-object\0{\"qom-type\":\"secret\",\"id\":\"s\"}\0-object\0{\"qom-type\":\"memory-backend-memfd\",\"id\":\"ram-node0\","
+	    "\"share\":true,\"size\":268435456}\0-object\0memory-backend-file,id=f,size=1G,share=yes,mem-path=/a,,b\0-object\0"
+	    "memory-backend-ram,id=r,size=4096\0-object\0memory-backend-ram,id=x,size=1Q\0-object\0memory-backend-ram,size=1\0"
+	    "-object\0{broken\0-object\0{\"qom-type\":\"memory-backend-file\",\"id\":\"j\",\"mem-path\":\"/r/j\",\"size\":1}\0-object";
+	struct fm_qemu_backend b[8];
+
+	if (!is_u64(fm_qemu_backends(line, sizeof line, b, 8), 4, "backends"))
+		return;
+	ok(!strcmp(b[0].id, "ram-node0") && b[0].share && b[0].bytes == 256u << 20 && !*b[0].path, "as JSON");
+	ok(!strcmp(b[1].id, "f") && b[1].share && b[1].bytes == 1u << 30 && !strcmp(b[1].path, "/a,b"), "a file, as a list");
+	ok(!strcmp(b[2].id, "r") && !b[2].share && b[2].bytes == 4096, "private");
+	ok(!strcmp(b[3].id, "j") && !b[3].share && !strcmp(b[3].path, "/r/j"), "a file, as JSON");
+	is_u64(fm_qemu_backends(line, sizeof line, b, 1), 1, "no more than there is room for");
+	is_u64(fm_qemu_backends("x", 1, b, 8), 0, "no command line");
+}
+
 int main(void)
 {
 	test_cmdline();
+	test_option();
+	test_backends();
 	test_mtree();
 	test_gpa2hva();
 	return tap_done();
