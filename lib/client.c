@@ -118,7 +118,7 @@ static int make_memory(struct mapping *m, const char *name)
 	return 0;
 }
 
-static int register_memory(int ctl, struct mapping *m, const char *name, uint64_t limit_pages)
+static int register_memory(int ctl, struct mapping *m, const char *name, uint64_t limit_pages, uint32_t grace_ms)
 {
 	struct fm_ctl_hello hello = {.pages = m->length / FM_PAGE_SIZE};
 	struct fm_ctl_hello_ok ok;
@@ -152,6 +152,11 @@ static int register_memory(int ctl, struct mapping *m, const char *name, uint64_
 	r = fm_ctl_call(ctl, FM_CTL_REGISTER, &reg, fds, 1 + m->nshards, FM_CTL_REGISTERED, &region, NULL, NULL);
 	if (r == 0)
 		m->id = region.id;
+	if (r == 0 && grace_ms) {
+		struct fm_ctl_evict grace = {.id = m->id, .pages = grace_ms};
+
+		r = fm_ctl_call(ctl, FM_CTL_GRACE, &grace, NULL, 0, FM_CTL_OK, NULL, NULL, NULL);
+	}
 	return r;
 }
 
@@ -171,6 +176,20 @@ static void unregister_uffds(const struct mapping *m)
 	}
 }
 
+/* Tell the daemon that the whole region is gone. When it does not run, the next one finds out by itself. */
+static void unregister(const struct mapping *m)
+{
+	struct fm_ctl_region region = {.id = m->id};
+	struct timeval limit = {.tv_sec = 5};
+	int ctl = fm_ctl_connect(m->run_dir);
+
+	if (ctl < 0)
+		return;
+	setsockopt(ctl, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	fm_ctl_call(ctl, FM_CTL_UNREGISTER, &region, NULL, 0, FM_CTL_OK, NULL, NULL, NULL);
+	close(ctl);
+}
+
 /* Undo what make_memory() and register_memory() did. The memory was never handed out: it may just go. */
 static void discard(struct mapping *m)
 {
@@ -178,6 +197,8 @@ static void discard(struct mapping *m)
 	if (m->address)
 		munmap(m->address, m->length);
 	close_fds(m);
+	if (m->id)
+		unregister(m);
 	free(m->run_dir);
 	free(m);
 }
@@ -215,7 +236,7 @@ void *fm_map(size_t length, const struct fm_options *o)
 	m->memfd = -1;
 	m->pid = getpid();
 	m->length = page_up(length);
-	r = register_memory(ctl, m, name, limit);
+	r = register_memory(ctl, m, name, limit, o ? o->dma_grace_ms : 0);
 	close(ctl);
 	if (r) {
 		discard(m);
@@ -227,20 +248,6 @@ void *fm_map(size_t length, const struct fm_options *o)
 	mappings = m;
 	pthread_mutex_unlock(&lock);
 	return m->address;
-}
-
-/* Tell the daemon that the whole region is gone. When it does not run, the next one finds out by itself. */
-static void unregister(const struct mapping *m)
-{
-	struct fm_ctl_region region = {.id = m->id};
-	struct timeval limit = {.tv_sec = 5};
-	int ctl = fm_ctl_connect(m->run_dir);
-
-	if (ctl < 0)
-		return;
-	setsockopt(ctl, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-	fm_ctl_call(ctl, FM_CTL_UNREGISTER, &region, NULL, 0, FM_CTL_OK, NULL, NULL, NULL);
-	close(ctl);
 }
 
 /* Count pages that are given back, each once however often it is. Returns false without memory for that. */

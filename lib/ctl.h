@@ -38,6 +38,7 @@ enum fm_ctl_type {
 	FM_CTL_REGION_GONE,  /* evictor -> fm-faultd: struct fm_ctl_region: it touches that region no more */
 	FM_CTL_DETACH,       /* fm-hotplug: struct fm_ctl_region: bring every page home and let go -> FM_CTL_OK or FM_CTL_ERROR */
 	FM_CTL_SERVER,       /* fm-evict: struct fm_ctl_server: add or drain a server of the store -> FM_CTL_OK at once; watch daemon.state */
+	FM_CTL_GRACE,        /* client, fm-evict: struct fm_ctl_evict: pages is the region's DMA grace in ms -> FM_CTL_OK */
 	FM_CTL_TYPES         /* their number + 1 */
 };
 
@@ -88,7 +89,7 @@ struct fm_ctl_region {
 
 struct fm_ctl_evict {
 	uint64_t id;     /* region; 0: all (FM_CTL_LIMIT only) */
-	uint64_t pages;  /* to evict, evicted, or the budget (UINT64_MAX: none) */
+	uint64_t pages;  /* to evict, evicted, or the budget (UINT64_MAX: none); FM_CTL_GRACE: ms */
 	uint64_t cookie; /* fm-faultd's own, echoed by the evictor */
 };
 

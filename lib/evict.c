@@ -1,4 +1,4 @@
-#include "evict.h"
+#include "evict_impl.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -12,26 +12,6 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
-
-/* A page of the batch. w: the word as the evictor wrote it last. */
-struct victim {
-	uint32_t page;
-	unsigned shard;
-	uint64_t w;
-	uint64_t old_gen; /* of the copy that the store may have held before this batch; 0 none */
-	uint32_t old_epoch;
-	bool had_stored;  /* the store may have held a copy before this batch */
-	bool ours;        /* still owned */
-	bool was_clean;
-	bool zero;
-	bool acknowledged; /* the store has the new copy, and has deleted the old one */
-};
-
-struct batch {
-	struct victim v[FM_EVICT_BATCH];
-	unsigned n;
-	unsigned failed;  /* the store refused, or the range was busy: the page went back to the queue */
-};
 
 uint64_t fm_now_ns(void)
 {
@@ -55,7 +35,7 @@ void fm_evictor_fini(struct fm_evictor *e)
 	e->buf = NULL;
 }
 
-static void queue_word(struct fm_evict_region *r, uint32_t page, uint64_t w)
+void evict_queue_word(struct fm_evict_region *r, uint32_t page, uint64_t w)
 {
 	/* Out of memory loses a hint, not a page: a later sweep finds it. */
 	if (fm_word_state(w) == FM_EMPTY) {
@@ -84,7 +64,7 @@ void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r)
 			uint64_t w = fm_ld(&m->words[p]);
 
 			if (w)
-				queue_word(r, (uint32_t)p, w);
+				evict_queue_word(r, (uint32_t)p, w);
 		}
 		at = hole;
 	}
@@ -95,10 +75,13 @@ int fm_evict_begin(struct fm_evictor *e, struct fm_evict_region *r)
 {
 	r->queue = fm_queue_new(r->map.pages);
 	r->deletes = fm_queue_new(r->map.pages);
-	if (!r->queue || !r->deletes) {
+	r->grace = fm_grace_new(r->map.pages);
+	if (!r->queue || !r->deletes || !r->grace) {
 		fm_queue_free(r->queue);
 		fm_queue_free(r->deletes);
+		fm_grace_free(r->grace);
 		r->queue = r->deletes = NULL;
+		r->grace = NULL;
 		return -ENOMEM;
 	}
 	for (unsigned i = 0; i < r->map.nshards; i++) {
@@ -109,6 +92,7 @@ int fm_evict_begin(struct fm_evictor *e, struct fm_evict_region *r)
 		atomic_store_explicit(&s->ring_tail, atomic_load_explicit(&s->ring_head, memory_order_acquire),
 				      memory_order_release);
 	}
+	atomic_store(&r->map.hdr->cooling, 0);
 	fm_evict_sweep(e, r);
 	return 0;
 }
@@ -121,6 +105,7 @@ void fm_evict_end(struct fm_evictor *e, struct fm_evict_region *r)
 	close(r->memfd);
 	fm_queue_free(r->queue);
 	fm_queue_free(r->deletes);
+	fm_grace_free(r->grace);
 	fm_shmfile_region_unmap(&r->map);
 }
 
@@ -169,7 +154,7 @@ void fm_evict_drain(struct fm_evictor *e, struct fm_evict_region *r)
 			uint32_t page = s->ring[tail % FM_RING];
 
 			if (page < r->map.pages)
-				queue_word(r, page, atomic_load(&r->map.words[page]));
+				evict_queue_word(r, page, atomic_load(&r->map.words[page]));
 		}
 		atomic_store_explicit(&s->ring_tail, tail, memory_order_release);
 		if (n != r->lost_seen[i]) {
@@ -182,7 +167,7 @@ void fm_evict_drain(struct fm_evictor *e, struct fm_evict_region *r)
 	do_deletes(e, r);
 }
 
-static unsigned shard_of(const struct fm_evict_region *r, uint32_t page)
+unsigned evict_shard_of(const struct fm_evict_region *r, uint32_t page)
 {
 	unsigned i = 0;
 
@@ -216,8 +201,7 @@ static unsigned run(const struct batch *b, unsigned i)
 	return k;
 }
 
-/* Is the page in a range that the client discarded a moment ago? Then it is the shard's for the time being: see shard_discard.c. */
-static bool is_discarded(const struct fm_shard_shm *m, uint32_t page)
+bool evict_is_discarded(const struct fm_shard_shm *m, uint32_t page)
 {
 	if (!atomic_load(&m->discarding))
 		return false;
@@ -227,7 +211,10 @@ static bool is_discarded(const struct fm_shard_shm *m, uint32_t page)
 	return false;
 }
 
-/* Pop up to n pages and take them: DIRTY -> WRITEBACK, CLEAN -> DROPPING. */
+/*
+ * Pop up to n pages and take them: DIRTY -> WRITEBACK, CLEAN -> DROPPING. One whose grace runs is left to fm_evict_due(), which queues
+ * it again when it was written; one in a grace that no record tells of (another evictor's) is written back anew.
+ */
 static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_t epoch)
 {
 	uint64_t look = fm_queue_count(r->queue);
@@ -236,14 +223,16 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 
 	b->n = b->failed = 0;
 	while (b->n < n && look-- && fm_queue_pop(r->queue, &page))
-		b->v[b->n++] = (struct victim){.page = page, .shard = shard_of(r, page)};
+		b->v[b->n++] = (struct victim){.page = page, .shard = evict_shard_of(r, page)};
 	qsort(b->v, b->n, sizeof b->v[0], by_page);
 	for (unsigned i = 0; i < b->n; i++) {
 		struct victim v = b->v[i];
 		fm_word *word = &r->map.words[v.page];
 		uint64_t w = atomic_load(word), nw;
 
-		if (is_discarded(&r->map.shards[v.shard], v.page)) {
+		if (fm_grace_has(r->grace, v.page))
+			continue;
+		if (evict_is_discarded(&r->map.shards[v.shard], v.page)) {
 			fm_queue_push(r->queue, v.page);
 			b->failed++;
 			continue;
@@ -251,14 +240,14 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		/* Before the page is ours: whoever cleans up after us looks at the pages named here. */
 		atomic_store(&r->map.hdr->evict_inflight[kept], v.page + 1);
 		do {
-			v.was_clean = fm_word_state(w) == FM_CLEAN;
+			v.was_clean = fm_word_state(w) == FM_CLEAN && !(w & FM_F_GRACE);
 			v.had_stored = w & FM_F_STORED;
 			v.old_gen = v.had_stored ? fm_word_gen(w) : 0;
 			v.old_epoch = fm_word_epoch(w);
 			v.zero = v.was_clean && (w & FM_F_ZERO);
 			if (v.was_clean)
 				nw = fm_word_to(w, FM_DROPPING, 0, 0);
-			else if (fm_word_state(w) == FM_DIRTY && fm_word_gen(w) < FM_GEN_MAX)
+			else if ((fm_word_state(w) == FM_DIRTY || (w & FM_F_GRACE)) && fm_word_gen(w) < FM_GEN_MAX)
 				nw = fm_word_at_epoch(fm_word_to(w, FM_WRITEBACK, FM_F_ZERO, FM_F_STORED), epoch) +
 				     (1ull << FM_GEN_SHIFT);
 			else
@@ -370,11 +359,40 @@ static void read_pages(struct fm_evictor *e, struct fm_evict_region *r, struct b
 	}
 }
 
-/* WRITEBACK -> DROPPING, unless a write took the page back. */
-static void stored(struct fm_evict_region *r, struct victim *v, bool by_gen)
+/* WRITEBACK -> CLEAN for as long as the region's grace, unless a write took the page back. */
+static void begin_grace(struct fm_evict_region *r, const struct batch *b, struct victim *v, const void *bytes, bool by_gen)
 {
-	uint64_t nw = fm_word_to(v->w, FM_DROPPING, 0, v->zero ? FM_F_ZERO : 0);
+	struct fm_grace_page p = {
+	    .page = v->page,
+	    .word = fm_word_to(v->w, FM_CLEAN, 0, FM_F_GRACE | (v->zero ? FM_F_ZERO : 0)),
+	    .due_ns = b->protected_ns + b->grace_ns,
+	};
 
+	if (v->zero && (!v->had_stored || by_gen)) /* see stored() */
+		p.word &= ~FM_F_STORED;
+	fm_page_hash(bytes, p.hash);
+	v->ours = false;
+	if (!fm_page_cas(&r->map.words[v->page], v->w, p.word)) {
+		fm_bump(&r->map.hdr->evict.cancelled, 1);
+		fm_queue_push(r->queue, v->page);
+		return;
+	}
+	v->cooling = true;
+	/* Without a record it is written back once more. */
+	if (fm_grace_push(r->grace, &p))
+		fm_queue_push(r->queue, v->page);
+}
+
+/* WRITEBACK -> DROPPING, unless a write took the page back. */
+static void stored(struct fm_evict_region *r, const struct batch *b, struct victim *v, const void *bytes, bool by_gen)
+{
+	uint64_t nw;
+
+	if (b->grace_ns) {
+		begin_grace(r, b, v, bytes, by_gen);
+		return;
+	}
+	nw = fm_word_to(v->w, FM_DROPPING, 0, v->zero ? FM_F_ZERO : 0);
 	/* Nothing was sent for a zero page: it must not cost a delete. (by_gen: drop_stale() deletes what there was.) */
 	if (v->zero && (!v->had_stored || by_gen))
 		nw &= ~FM_F_STORED;
@@ -412,7 +430,7 @@ static void drop_stale(struct fm_evictor *e, struct fm_evict_region *r, const st
 
 		if (v->was_clean)
 			continue;
-		if (v->acknowledged && !v->ours)
+		if (v->acknowledged && !v->ours && !v->cooling)
 			req[n++] = (struct fm_store_req){.page = v->page, .gen = fm_word_gen(v->w), .epoch = fm_word_epoch(v->w)};
 		else if (!v->acknowledged && v->old_gen)
 			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen, .epoch = v->old_epoch};
@@ -434,7 +452,7 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		if (!v->ours || v->was_clean)
 			continue;
 		if (v->zero) {
-			stored(r, v, by_gen);
+			stored(r, b, v, e->buf + (size_t)i * FM_PAGE_SIZE, by_gen);
 			continue;
 		}
 		who[n] = i;
@@ -453,7 +471,7 @@ static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		if (req[i].result == FM_STORE_OK) {
 			put++;
 			b->v[who[i]].acknowledged = true;
-			stored(r, &b->v[who[i]], by_gen);
+			stored(r, b, &b->v[who[i]], req[i].buf, by_gen);
 			continue;
 		}
 		bad |= req[i].result == FM_STORE_FULL ? FM_REGION_STORE_FULL : FM_REGION_STORE_DOWN;
@@ -535,65 +553,34 @@ static void make_room(struct fm_evictor *e, struct fm_evict_region *r, unsigned 
 	}
 }
 
+unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
+{
+	unsigned left;
+
+	punch(r, b);
+	left = finish(r, b);
+	if (left)
+		make_room(e, r, left);
+	atomic_store(&r->map.hdr->cooling, fm_grace_count(r->grace));
+	/* Counted: from here on a crash finds nothing to mend. */
+	for (unsigned i = 0; i < FM_EVICT_BATCH && fm_ld(&r->map.hdr->evict_inflight[i]); i++)
+		atomic_store(&r->map.hdr->evict_inflight[i], 0);
+	return left;
+}
+
 unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n)
 {
 	struct batch b;
 	unsigned left;
 
 	take(r, &b, n < FM_EVICT_BATCH ? n : FM_EVICT_BATCH, FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now)));
+	b.grace_ns = fm_ld(&r->map.hdr->grace_ms) * 1000000u;
 	write_protect(r, &b);
+	b.protected_ns = b.grace_ns ? fm_now_ns() : 0;
 	read_pages(e, r, &b);
 	put_pages(e, r, &b);
-	punch(r, &b);
-	left = finish(r, &b);
-	if (left)
-		make_room(e, r, left);
-	/* Counted: from here on a crash finds nothing to mend. */
-	for (unsigned i = 0; i < FM_EVICT_BATCH && fm_ld(&r->map.hdr->evict_inflight[i]); i++)
-		atomic_store(&r->map.hdr->evict_inflight[i], 0);
+	left = evict_leave(e, r, &b);
 	if (!left && b.failed)
 		r->stalled_until_ns = fm_now_ns() + 20000000;
 	return left;
-}
-
-/* Keys of the pages [first, end) whose words say that there may be one. */
-static void purge_range(struct fm_evictor *e, struct fm_evict_region *r, uint64_t first, uint64_t end)
-{
-	struct fm_store_req req[FM_EVICT_BATCH];
-	unsigned n = 0;
-
-	for (uint64_t p = first; p < end; p++) {
-		uint64_t w = fm_ld(&r->map.words[p]);
-
-		if (w & FM_F_STORED)
-			req[n++] = (struct fm_store_req){.page = p, .gen = fm_word_gen(w), .epoch = fm_word_epoch(w)};
-		if (n == FM_EVICT_BATCH || (n && p + 1 == end)) {
-			fm_store_delete(e->store, r->map.hdr->id, req, n);
-			n = 0;
-		}
-	}
-	if (n)
-		fm_store_delete(e->store, r->map.hdr->id, req, n);
-}
-
-bool fm_evict_purge(struct fm_evictor *e, struct fm_evict_region *r)
-{
-	const struct fm_region_map *m = &r->map;
-	off_t base = (off_t)m->hdr->words_offset, end = base + (off_t)m->pages * 8;
-	off_t data = lseek(m->fd, base + (off_t)r->purge_at * 8, SEEK_DATA), hole;
-	uint64_t first, last;
-
-	if (data < 0 || data >= end)
-		return true;
-	hole = lseek(m->fd, data, SEEK_HOLE);
-	if (hole < 0 || hole > end)
-		hole = end;
-	first = (uint64_t)(data - base) / 8;
-	last = (uint64_t)(hole - base) / 8;
-	/* A slice, so that other regions' budgets are kept meanwhile. */
-	if (last - first > 4096)
-		last = first + 4096;
-	purge_range(e, r, first, last);
-	r->purge_at = last;
-	return last >= m->pages;
 }

@@ -6,12 +6,14 @@
  * generation; only the store's acknowledgement makes them DROPPING. A write meanwhile raises a write-protect fault, by which
  * the fault shard takes the page back, and the evictor's swap to DROPPING fails: that page stays. What is DROPPING is punched
  * out of the memfd and becomes REMOTE, or EMPTY when all zero or discarded. PUNCH_HOLE wakes nobody, so the evictor wakes
- * whoever set the waiter flag. Each page owned stands in the region file's evict_inflight, so that fm-faultd can put things
+ * whoever set the waiter flag. In a region with a grace (grace.h) a dirty page is not dropped after its acknowledgement: it becomes
+ * CLEAN with FM_F_GRACE, nobody's, and goes later by fm_evict_due(). Each page owned stands in the region file's evict_inflight, so that fm-faultd can put things
  * right after a SIGKILL at any instant. All functions: evictor thread only.
  */
 #ifndef FM_EVICT_H
 #define FM_EVICT_H
 
+#include "grace.h"
 #include "policy.h"
 #include "shmfile.h"
 #include "store.h"
@@ -31,6 +33,7 @@ struct fm_evict_region {
 	struct fm_uffd uffd[FM_MAX_SHARDS];
 	struct fm_queue *queue;   /* resident pages, oldest first */
 	struct fm_queue *deletes; /* EMPTY pages whose store copy is to be deleted */
+	struct fm_grace *grace;   /* pages that were written back and are still here */
 	uint32_t lost_seen[FM_MAX_SHARDS]; /* ring_lost as last seen */
 	bool gone;                 /* the client's memory is gone: leave it alone */
 	bool draining;             /* see struct fm_view */
@@ -64,6 +67,19 @@ void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r);
  * stalled_until_ns set: nothing can leave now (store full or down, or every page busy).
  */
 unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n);
+
+/*
+ * Drop up to n of the pages whose grace is over, which are still what was stored; those that a device has written meanwhile become
+ * DIRTY and are queued. Returns how many left the host. A page is punched right after it was compared: see DESIGN.md on what may
+ * happen in between.
+ */
+unsigned fm_evict_due(struct fm_evictor *e, struct fm_evict_region *r, unsigned n);
+
+/* When the first page's grace is over, CLOCK_MONOTONIC ns; 0: no page waits. */
+uint64_t fm_evict_due_ns(const struct fm_evict_region *r);
+
+/* Forget the pages in their grace that were written since, and queue them: after this fm_grace_count() is right. */
+void fm_evict_recount_grace(struct fm_evict_region *r);
 
 /*
  * The region has ended and its store lists no keys (struct fm_store_ops): delete the next of its keys by the page words. Returns

@@ -19,13 +19,14 @@ struct fm_options {
 	const char *run_dir;  /* run directory of fm-faultd; NULL: $FM_RUN_DIR, else /run/fm */
 	const char *name;     /* the region's name in fm-stat, 1..63 printable characters without spaces; NULL: the program's name */
 	uint64_t local_bytes; /* local budget of this region, rounded up to pages; 0: only the daemon's global one */
+	uint32_t dma_grace_ms; /* longest time that a read with O_DIRECT, or other DMA, into this memory takes, up to 60000; 0: no such thing */
 };
 
 /*
  * Map length bytes of far memory, zero-filled and page-aligned.
  *
  * length: bytes, rounded up to whole 4 KiB pages, at most 16 TiB. options: may be NULL; only read during the call.
- * Returns the address, or NULL with errno: EINVAL (length 0 or too large, bad name or local_bytes), ECONNREFUSED or
+ * Returns the address, or NULL with errno: EINVAL (length 0 or too large, bad name, local_bytes or dma_grace_ms), ECONNREFUSED or
  * ENOENT (no fm-faultd on that run directory), EACCES (not allowed to connect), EPERM (neither userfaultfd(2) nor the
  * daemon's /dev/userfaultfd may be used), EAGAIN (the daemon's registry is away: no new regions until it is back), ENOMEM,
  * EMFILE, EPROTO (the daemon speaks another version).
@@ -33,7 +34,8 @@ struct fm_options {
  * The memory is MADV_DONTFORK (a forked child does not have it: touching it there is SIGSEGV) and MADV_DONTDUMP.
  * A page that is lost by every replica of the store raises SIGBUS when touched, never other bytes. MADV_REMOVE frees
  * pages (they read as zeros); after MADV_DONTNEED a page holds its old bytes or zeros. mremap() is supported for a whole
- * mapping only. Any thread; several regions per process.
+ * mapping only. Who reads into it with O_DIRECT (also by io_uring or aio) must say so by dma_grace_ms: such I/O writes behind the
+ * page tables, and what it writes after the page has left is lost. Any thread; several regions per process.
  */
 void *fm_map(size_t length, const struct fm_options *options);
 

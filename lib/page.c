@@ -18,12 +18,12 @@ static_assert(sizeof names / sizeof names[0] == FM_DROPPING + 1, "a name for eac
 static const unsigned next[] = {
     [FM_EMPTY] = TO(FM_EMPTY) | TO(FM_BUSY),
     [FM_DIRTY] = TO(FM_DIRTY) | TO(FM_BUSY) | TO(FM_WRITEBACK),
-    [FM_CLEAN] = TO(FM_CLEAN) | TO(FM_BUSY) | TO(FM_DROPPING),
+    [FM_CLEAN] = TO(FM_CLEAN) | TO(FM_BUSY) | TO(FM_DROPPING) | TO(FM_DIRTY) | TO(FM_WRITEBACK),
     [FM_REMOTE] = TO(FM_REMOTE) | TO(FM_BUSY),
     [FM_LOST] = TO(FM_BUSY),
     [FM_BUSY] = TO(FM_EMPTY) | TO(FM_DIRTY) | TO(FM_CLEAN) | TO(FM_REMOTE) | TO(FM_LOST) | TO(FM_BUSY),
-    [FM_WRITEBACK] = TO(FM_DROPPING) | TO(FM_BUSY) | TO(FM_DIRTY),
-    [FM_DROPPING] = TO(FM_DROPPING) | TO(FM_REMOTE) | TO(FM_EMPTY),
+    [FM_WRITEBACK] = TO(FM_DROPPING) | TO(FM_CLEAN) | TO(FM_BUSY) | TO(FM_DIRTY),
+    [FM_DROPPING] = TO(FM_DROPPING) | TO(FM_REMOTE) | TO(FM_EMPTY) | TO(FM_DIRTY),
 };
 static_assert(sizeof next / sizeof next[0] == FM_DROPPING + 1, "a row for each state");
 
@@ -38,6 +38,12 @@ const char *fm_page_check(uint64_t old, uint64_t nw)
 
 	if (!(next[from] & TO(to)))
 		return "no such transition";
+	if (from == FM_CLEAN && (to == FM_DIRTY || to == FM_WRITEBACK) && !(old & FM_F_GRACE))
+		return "a page that was never written became dirty without a fault";
+	if (from == FM_WRITEBACK && to == FM_CLEAN && !(nw & FM_F_GRACE))
+		return "a page that was written became clean without a grace";
+	if ((nw & FM_F_GRACE) && (to != FM_CLEAN || (from != FM_CLEAN && from != FM_WRITEBACK)))
+		return "a grace of a page that was not written back";
 	if (fm_word_gen(nw) < fm_word_gen(old))
 		return "a generation went back";
 	if (to == FM_WRITEBACK && fm_word_gen(nw) != fm_word_gen(old) + 1)

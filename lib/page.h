@@ -1,8 +1,8 @@
 /*
  * A page's state word: one atomic 64-bit word a page says where the page is and who may change its mapping.
  *
- *   63            20 19     10 9     8    7      6       5..3    2..0
- *   | generation 44 | epoch 10 | zero | disc | stored | waiter | origin | state |   (bit 10 upwards: epoch)
+ *   63      62            20 19     10 9     8    7      6       5..3    2..0
+ *   | grace | generation 43 | epoch 10 | zero | disc | stored | waiter | origin | state |   (bit 10 upwards: epoch)
  *
  * Only the owner of a page (see enum fm_pstate) issues an ioctl or a punch that changes its mapping; every change of the
  * word is one compare-and-swap of the whole word (fm_page_cas). DESIGN.md section "A page's life" has the proof.
@@ -21,7 +21,9 @@ enum fm_pstate {
 	 * evictor may clear its stored flag. */
 	FM_DIRTY = 1,
 	/* Local page, write-protected; the store holds the same bytes, or it is all zero (FM_F_ZERO). -> BUSY, DROPPING; the
-	 * evictor may change its epoch, after it has put the same generation by that epoch. */
+	 * evictor may change its epoch, after it has put the same generation by that epoch. With FM_F_GRACE it was written here and
+	 * stored since, and a device that was told to before may still write it: it is compared before it goes. -> also DIRTY,
+	 * WRITEBACK by the evictor. */
 	FM_CLEAN = 2,
 	/* No local page; the store's copy of this generation is the page. Nobody owns it. -> BUSY; its epoch as with CLEAN. */
 	FM_REMOTE = 3,
@@ -31,10 +33,10 @@ enum fm_pstate {
 	 * from. A crash here is rolled back by looking at the memfd. -> EMPTY, DIRTY, CLEAN, REMOTE, LOST. */
 	FM_BUSY = 5,
 	/* Owned by the evictor: local page, being write-protected, read and stored under the word's generation.
-	 * -> DROPPING by the evictor; -> BUSY by the shard on a write fault (the write-back is cancelled). */
+	 * -> DROPPING, or CLEAN with FM_F_GRACE, by the evictor; -> BUSY by the shard on a write fault (the write-back is cancelled). */
 	FM_WRITEBACK = 6,
 	/* Owned by the evictor: about to be punched; the store has acknowledged it, or it is clean, or all zero. A fault sets
-	 * the waiter flag and is woken after the punch. -> REMOTE, EMPTY. */
+	 * the waiter flag and is woken after the punch. -> REMOTE, EMPTY; DIRTY when the evictor died before the punch. */
 	FM_DROPPING = 7,
 };
 
@@ -45,11 +47,12 @@ enum fm_pstate {
 #define FM_F_STORED  (1ull << 7) /* the store may hold a copy of some generation <= the word's: delete when discarded */
 #define FM_F_DISCARD (1ull << 8) /* discarded while DROPPING or BUSY: ends EMPTY, not REMOTE */
 #define FM_F_ZERO    (1ull << 9) /* CLEAN and DROPPING: the page's bytes are all zero, no store copy counts */
-#define FM_F_ALL     (FM_F_WAITER | FM_F_STORED | FM_F_DISCARD | FM_F_ZERO)
+#define FM_F_GRACE   (1ull << 63) /* CLEAN: written back here; dropped only after the region's grace and a comparison (grace.h) */
+#define FM_F_ALL     (FM_F_WAITER | FM_F_STORED | FM_F_DISCARD | FM_F_ZERO | FM_F_GRACE)
 #define FM_EP_SHIFT  10
 #define FM_EP_MASK   (0x3ffull << FM_EP_SHIFT)
 #define FM_GEN_SHIFT 20
-#define FM_GEN_MAX   ((1ull << 44) - 1)
+#define FM_GEN_MAX   ((1ull << 43) - 1)
 
 typedef _Atomic uint64_t fm_word; /* the one typedef: an atomic cannot be spelled shortly otherwise */
 
@@ -63,12 +66,12 @@ static inline enum fm_pstate fm_word_origin(uint64_t w)
 }
 static inline uint64_t fm_word_gen(uint64_t w)
 {
-	return w >> FM_GEN_SHIFT;
+	return (w >> FM_GEN_SHIFT) & FM_GEN_MAX;
 }
-/* The same word in another state: origin cleared, flags kept but for those in drop, then those in add set. */
+/* The same word in another state: origin and FM_F_GRACE cleared, flags kept but for those in drop, then those in add set. */
 static inline uint64_t fm_word_to(uint64_t w, enum fm_pstate s, uint64_t drop, uint64_t add)
 {
-	return ((w & ~(FM_PS_MASK | FM_OR_MASK | drop)) | (uint64_t)s | add);
+	return ((w & ~(FM_PS_MASK | FM_OR_MASK | FM_F_GRACE | drop)) | (uint64_t)s | add);
 }
 /* The epoch's tag, and the same word with another (bits 10 to 19). */
 static inline uint32_t fm_word_epoch(uint64_t w)
@@ -79,10 +82,10 @@ static inline uint64_t fm_word_at_epoch(uint64_t w, uint32_t tag)
 {
 	return (w & ~FM_EP_MASK) | ((uint64_t)tag << FM_EP_SHIFT);
 }
-/* BUSY with the given state as origin, flags kept. */
+/* BUSY with the given state as origin, flags kept but for FM_F_GRACE. */
 static inline uint64_t fm_word_busy(uint64_t w, enum fm_pstate origin)
 {
-	return (w & ~(FM_PS_MASK | FM_OR_MASK)) | FM_BUSY | ((uint64_t)origin << FM_OR_SHIFT);
+	return (w & ~(FM_PS_MASK | FM_OR_MASK | FM_F_GRACE)) | FM_BUSY | ((uint64_t)origin << FM_OR_SHIFT);
 }
 /* Is there a local page that counts against the budget? BUSY counts as its origin does. */
 static inline bool fm_state_is_resident(enum fm_pstate s)

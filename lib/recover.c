@@ -50,6 +50,11 @@ void fm_evict_recover(const struct fm_region_map *m, int memfd)
 		/* A running shard may take a WRITEBACK page or flag a DROPPING one meanwhile: hence loops. */
 		while (fm_word_state(w) == FM_WRITEBACK && !fm_page_cas(&m->words[page], w, fm_word_to(w, FM_DIRTY, 0, 0)))
 			w = atomic_load(&m->words[page]);
+		/* A page that is still here stays: it was about to go, but a device may have written it since. */
+		while (fm_word_state(w) == FM_DROPPING && !(w & FM_F_DISCARD) && fm_memfd_has(memfd, memfd_offset(m, page)) &&
+		       !fm_page_cas(&m->words[page], w, fm_word_to(w, FM_DIRTY, FM_F_WAITER | FM_F_ZERO, 0)))
+			w = atomic_load(&m->words[page]);
+		w = atomic_load(&m->words[page]);
 		if (fm_word_state(w) == FM_DROPPING) {
 			while (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)memfd_offset(m, page),
 					 FM_PAGE_SIZE) < 0 &&

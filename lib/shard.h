@@ -66,7 +66,7 @@ void fm_shard_resume(struct fm_shard *s);
 void fm_shard_recover(const struct fm_region_map *m, int memfd);
 
 /*
- * Mend a region after its evictor died: WRITEBACK -> DIRTY; DROPPING -> punched again -> REMOTE or EMPTY. No evictor may run;
+ * Mend a region after its evictor died: WRITEBACK -> DIRTY; DROPPING -> DIRTY when it was not punched, else REMOTE or EMPTY. No evictor may run;
  * shards may be paused or not there. The caller wakes the waiters of the range afterwards.
  */
 void fm_evict_recover(const struct fm_region_map *m, int memfd);

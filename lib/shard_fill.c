@@ -83,6 +83,15 @@ static bool unprotect(struct fm_shard *s, const struct pending *p, uint64_t w)
 	uint64_t busy = fm_word_busy(w, from == FM_WRITEBACK ? FM_DIRTY : from);
 	enum fm_uffd_result res;
 
+	/*
+	 * Somebody waits for room, and this page is on its way out: the write waits until it has left. Else a few threads that write
+	 * all that is here again and again, each page more often than once in its grace, would keep the others out for ever.
+	 */
+	if ((w & FM_F_GRACE) && atomic_load_explicit(s->o.hold, memory_order_relaxed) &&
+	    (s->waits_room || atomic_load(&s->o.daemon->room_waiters))) {
+		s->waits_store = true;
+		return false;
+	}
 	shard_single_begin(s, p->page);
 	if (!fm_page_cas(&s->words[p->page], w, busy)) {
 		shard_single_end(s);

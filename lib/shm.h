@@ -17,7 +17,8 @@
 
 #define FM_PAGE_SHIFT  12
 #define FM_PAGE_SIZE   4096u
-#define FM_SHM_VERSION 1u
+#define FM_SHM_VERSION 2u
+#define FM_SHM_VERSION_OLDEST 1u /* of a region's file that can be taken over: without grace, else the same */
 #define FM_MAGIC_DAEMON 0x004e4f4d45414446ull /* "FDAEMON\0" */
 #define FM_MAGIC_REGION 0x004e4f4947455246ull /* "FREGION\0" */
 
@@ -31,6 +32,11 @@
 
 /* Log-scaled latency histogram: 8 buckets an octave, up to 2^36 ns; fm_hist_*() in stats.h. */
 #define FM_HIST_BUCKETS 280
+
+/* How long a device may still write a page that is write-protected, ms: what fm-faultd sets unless told otherwise. */
+#define FM_GRACE_VM_MS  1000u
+#define FM_GRACE_MAP_MS 0u
+#define FM_GRACE_MAX_MS 60000u
 
 /* What a region's client is. */
 enum fm_kind {
@@ -71,7 +77,7 @@ struct fm_evict_stats {
 	_Atomic uint64_t store_puts;      /* pages acknowledged by the store */
 	_Atomic uint64_t store_deletes;   /* keys deleted */
 	_Atomic uint64_t store_errors;    /* puts and deletes that failed */
-	_Atomic uint64_t reserved;
+	_Atomic uint64_t late_writes;     /* pages that changed behind their write protection (DMA) and were kept */
 };
 
 /* Sums over all shards and the evictor, as `fm-stat clear` found them; readers subtract it. */
@@ -134,6 +140,8 @@ struct fm_region_hdr {
 	char name[FM_NAME_MAX];
 	char vm_id[FM_NAME_MAX];             /* memory backend's id in QEMU, or "" */
 	_Atomic uint64_t limit_pages;        /* local budget of this region; 0 none */
+	_Atomic uint64_t grace_ms; /* a page that was written stays so long after it was write-protected: see grace.h */
+	_Atomic uint64_t cooling;  /* pages in their grace, or past it and kept while there is room; written by the evictor */
 	_Alignas(64) _Atomic uint64_t resident; /* pages in a resident state */
 	_Atomic uint64_t remote;             /* pages REMOTE */
 	_Atomic uint64_t flags;              /* enum fm_region_flag */

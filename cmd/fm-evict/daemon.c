@@ -28,12 +28,22 @@ struct task {
 	struct fm_ctl_evict ask;
 	uint64_t done;
 	unsigned idle; /* rounds without progress */
+	uint64_t moved_ns; /* when pages left last, or it began */
 };
 
 struct slot {
 	struct slot *next;
 	bool purging; /* ended: its keys are being deleted */
 	bool moved;   /* its words were looked at in this pass */
+	/*
+	 * Pages in their grace that we would like to have: with a grace, what can leave in a second is what began to cool a grace before. Grows
+	 * while fills are held for want of room, and shrinks again.
+	 */
+	uint64_t ahead;
+	uint64_t held_seen;  /* the shards' sum of `held` at the last look */
+	uint64_t ahead_ns;   /* when ahead was changed last */
+	uint64_t recount_ns; /* when the pages in their grace were looked at last */
+	bool starting;       /* as r.draining, but for beginning to write back: pages in their grace count as gone */
 	struct fm_evict_region r;
 };
 
@@ -44,9 +54,11 @@ struct evictord {
 	struct fm_evictor evictor;
 	struct slot *slots;
 	unsigned nslots;
-	struct fm_view *views; /* nslots of them, in the order of slots */
+	struct fm_view *views; /* nslots of them, in the order of slots: what could leave now */
+	struct fm_view *starts; /* ... and what could be written back, so that it leaves now or after its grace */
 	struct task *tasks;
 	bool draining;
+	bool starting; /* see struct slot */
 	bool eof;
 	/* A pass over all words, moving pages to the newest placement epoch. */
 	uint64_t pass_epoch;   /* 0: none runs */
@@ -78,10 +90,13 @@ static void add_region(struct evictord *d, uint64_t id, const int *fds, unsigned
 	const char *why = NULL;
 	struct slot *s = calloc(1, sizeof *s);
 	struct fm_view *views = realloc(d->views, (d->nslots + 1) * sizeof *views);
-	int e = !s || !views ? -ENOMEM : 0;
+	struct fm_view *starts = realloc(d->starts, (d->nslots + 1) * sizeof *starts);
+	int e = !s || !views || !starts ? -ENOMEM : 0;
 
 	if (views)
 		d->views = views;
+	if (starts)
+		d->starts = starts;
 	if (e == 0)
 		e = fm_shmfile_region_map_fd(fds[0], FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &s->r.map, &why);
 	if (e == 0 && (s->r.map.hdr->id != id || nfds != 2 + s->r.map.nshards))
@@ -179,6 +194,7 @@ static void add_task(struct evictord *d, const struct fm_ctl_evict *ask)
 	if (!t)
 		return;
 	t->ask = *ask;
+	t->moved_ns = fm_now_ns();
 	/* "Everything" is what is here now: a client that faults pages back in must not keep us for ever. */
 	if (s && t->ask.pages > fm_ld(&s->r.map.hdr->resident))
 		t->ask.pages = fm_ld(&s->r.map.hdr->resident);
@@ -225,6 +241,19 @@ static void on_message(struct evictord *d)
 
 /* --- work */
 
+/* One batch of what may leave now, and the begin of as much more as is wanted. Returns how many pages left. */
+static unsigned evict_some(struct evictord *d, struct slot *s, uint64_t want)
+{
+	unsigned n = want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH;
+	unsigned left = fm_evict_due(&d->evictor, &s->r, n);
+
+	want -= left;
+	if (want <= fm_grace_count(s->r.grace))
+		return left;
+	want -= fm_grace_count(s->r.grace);
+	return left + fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
+}
+
 /* Batches for requests: one each. Returns true when some are left, and *moved when pages left. */
 static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 {
@@ -244,13 +273,17 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 			continue;
 		}
 		if (s && !s->purging && !s->r.gone) {
-			if (fm_queue_count(s->r.queue) < want && t->idle)
+			if (fm_queue_count(s->r.queue) < want && t->idle && now > s->r.swept_ns + 20000000)
 				fm_evict_sweep(&d->evictor, &s->r);
-			n = fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
+			n = evict_some(d, s, want);
 		}
 		t->done += n;
 		*moved |= n > 0;
 		t->idle = n ? 0 : t->idle + 1;
+		t->moved_ns = n ? now : t->moved_ns;
+		/* Pages in their grace leave by themselves, unless they are written again and again. */
+		if (s && fm_grace_count(s->r.grace) && now < t->moved_ns + 2 * fm_ld(&s->r.map.hdr->grace_ms) * 1000000u + 1000000000u)
+			t->idle = 1;
 		/* A few empty rounds: pages are busy for a moment, or the store refuses; then say what was done. */
 		if (!s || s->purging || s->r.gone || t->done >= t->ask.pages || t->idle > 10)
 			end_task(d, t);
@@ -300,6 +333,68 @@ static bool do_moves(struct evictord *d, uint64_t now)
 	return d->pass_left != 0;
 }
 
+/* How many pages of the region should be in their grace beyond those that the budget asks for: see struct slot. */
+static uint64_t ahead(struct slot *s, uint64_t now, uint64_t limit, uint64_t global)
+{
+	struct fm_region_map *m = &s->r.map;
+	uint64_t held = 0, most = limit && limit < global ? limit : global;
+
+	if (!fm_ld(&m->hdr->grace_ms) || most == FM_LIMIT_NONE)
+		return 0;
+	most -= most / 4;
+	for (unsigned i = 0; i < m->nshards; i++)
+		held += fm_ld(&m->shards[i].stats.held);
+	if (held != s->held_seen && now > s->ahead_ns + 5000000) {
+		s->ahead = s->ahead * 2 + 16;
+		s->ahead_ns = now;
+	} else if (s->ahead && now > s->ahead_ns + 1000000000) {
+		s->ahead -= s->ahead / 4 + 1;
+		s->ahead_ns = now;
+	}
+	/* Pages that were written again are not about to leave: it shows only when they are looked at. */
+	if (held != s->held_seen && now > s->recount_ns + 50000000) {
+		fm_evict_recount_grace(&s->r);
+		s->recount_ns = now;
+	}
+	s->held_seen = held;
+	if (s->ahead > most)
+		s->ahead = most;
+	return s->ahead;
+}
+
+static bool stalled(const struct slot *s, uint64_t now)
+{
+	return s->purging || s->r.gone || now < s->r.stalled_until_ns;
+}
+
+/* What the policy needs to know of each region. *total counts what will be here when every page in its grace is gone, and as many more. */
+static void look_starts(struct evictord *d, uint64_t now, uint64_t global, uint64_t *total)
+{
+	unsigned i = 0;
+
+	for (struct slot *s = d->slots; s; s = s->next) {
+		struct fm_region_hdr *h = s->r.map.hdr;
+		uint64_t limit = fm_ld(&h->limit_pages), resident = fm_ld(&h->resident), more = ahead(s, now, limit, global);
+		uint64_t cooling = fm_grace_count(s->r.grace);
+		struct fm_marks m = fm_policy_marks(limit ? limit : FM_LIMIT_NONE);
+
+		cooling = cooling < resident ? cooling : resident;
+		resident = resident - cooling + more;
+		*total = (*total > cooling ? *total - cooling : 0) + more;
+		if (resident > m.high)
+			s->starting = true;
+		else if (resident <= m.low)
+			s->starting = false;
+		d->starts[i++] = (struct fm_view){
+		    .resident = resident,
+		    .limit = limit,
+		    .queued = fm_queue_count(s->r.queue),
+		    .draining = s->starting,
+		    .stalled = stalled(s, now),
+		};
+	}
+}
+
 static void look(struct evictord *d, uint64_t now)
 {
 	unsigned i = 0;
@@ -318,9 +413,9 @@ static void look(struct evictord *d, uint64_t now)
 		d->views[i++] = (struct fm_view){
 		    .resident = resident,
 		    .limit = limit,
-		    .queued = fm_queue_count(s->r.queue),
+		    .queued = fm_evict_due_ns(&s->r) && fm_evict_due_ns(&s->r) <= now ? fm_grace_count(s->r.grace) : 0,
 		    .draining = s->r.draining,
-		    .stalled = s->purging || s->r.gone || now < s->r.stalled_until_ns,
+		    .stalled = s->purging || s->r.gone, /* what is stored already needs no store */
 		};
 	}
 }
@@ -338,7 +433,8 @@ static struct slot *nth(struct evictord *d, int n)
 static void sweep_some(struct evictord *d, uint64_t now)
 {
 	for (struct slot *s = d->slots; s; s = s->next)
-		if (!s->purging && !fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) && now > s->r.swept_ns + 50000000)
+		if (!s->purging && !fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) > fm_grace_count(s->r.grace) &&
+		    now > s->r.swept_ns + 50000000)
 			fm_evict_sweep(&d->evictor, &s->r);
 }
 
@@ -347,7 +443,8 @@ static int work(struct evictord *d)
 {
 	uint64_t now = fm_now_ns(), total = fm_ld(&d->daemon->resident), limit = fm_ld(&d->daemon->limit_pages), take;
 	struct fm_marks g = fm_policy_marks(limit);
-	bool tasks, moved, over, purging, moving;
+	bool tasks, moved, over, purging, moving, busy = false;
+	uint64_t start;
 	int pick;
 
 	if (total > g.high)
@@ -360,10 +457,21 @@ static int work(struct evictord *d)
 	tasks = do_tasks(d, now, &moved);
 	pick = fm_policy_pick(d->views, d->nslots, total, limit, d->draining, &take);
 	if (pick >= 0) {
-		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
-		return 0;
+		fm_evict_due(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
+		busy = true;
 	}
-	if (purging)
+	start = fm_ld(&d->daemon->resident);
+	look_starts(d, now, limit, &start);
+	if (start > g.high)
+		d->starting = true;
+	else if (start <= g.low)
+		d->starting = false;
+	pick = fm_policy_pick(d->starts, d->nslots, start, limit, d->starting, &take);
+	if (pick >= 0) {
+		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
+		busy = true;
+	}
+	if (busy || purging)
 		return 0;
 	over = d->draining;
 	for (unsigned i = 0; i < d->nslots; i++)
@@ -526,6 +634,7 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 	fm_evictor_fini(&d.evictor);
 	fm_store_close(store);
 	free(d.views);
+	free(d.starts);
 	/* In this order: who holds the lock when its connection ends is taken for stuck, and killed. */
 	close(lock);
 	close(d.fd);

@@ -19,6 +19,7 @@
 static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "       fm-evict [--run-dir DIR] --all REGION\n"
 			    "       fm-evict [--run-dir DIR] --limit SIZE [REGION]\n"
+			    "       fm-evict [--run-dir DIR] --grace MS REGION\n"
 			    "       fm-evict [--run-dir DIR] --add-server ADDRESS | --drain-server ADDRESS\n"
 			    "       fm-evict [--run-dir DIR] --daemon\n"
 			    "\n"
@@ -28,6 +29,8 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "  -a, --all REGION     evict all that is here now; prints the pages evicted\n"
 			    "  -l, --limit SIZE     set the local budget of all regions, or of one, and wait until it holds\n"
 			    "                       (SIZE none: no limit)\n"
+			    "      --grace MS       keep a page of REGION that was written so long after it was write-protected: longer than\n"
+			    "                       any O_DIRECT read, or other DMA, into it takes (0: none)\n"
 			    "      --add-server A   host:port or /path.sock: a memcached that takes pages from now on\n"
 			    "      --drain-server A move all pages off that server, and wait until that is done\n"
 			    "      --daemon         be the evictor; fm-faultd starts one by itself\n"
@@ -39,12 +42,13 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "REGION: a region's name, its id (16 hex digits), or pid:N. SIZE: 4096, 64K, 512M, 4G, 1T,\n"
 			    "20000p (pages), 25% (of the region; with --limit alone: of this host's memory).\n";
 
-enum { OPT_DAEMON = 256, OPT_ADD_SERVER, OPT_DRAIN_SERVER };
+enum { OPT_DAEMON = 256, OPT_ADD_SERVER, OPT_DRAIN_SERVER, OPT_GRACE };
 
 static const struct option options[] = {
     {"all", required_argument, NULL, 'a'},
     {"limit", required_argument, NULL, 'l'},
     {"daemon", no_argument, NULL, OPT_DAEMON},
+    {"grace", required_argument, NULL, OPT_GRACE},
     {"add-server", required_argument, NULL, OPT_ADD_SERVER},
     {"drain-server", required_argument, NULL, OPT_DRAIN_SERVER},
     {"run-dir", required_argument, NULL, 'd'},
@@ -202,7 +206,7 @@ static int wait_for(_Atomic uint64_t *resident, uint64_t limit)
 			if (flags & (FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN))
 				fm_die(FM_EXIT_FAILED, "limit is set, but %llu pages stay here: the store %s",
 				       (unsigned long long)now, flags & FM_REGION_STORE_FULL ? "is full" : "does not answer");
-			if (idle >= 2000)
+			if (idle >= 2000 + FM_GRACE_MAX_MS / 5)
 				fm_die(FM_EXIT_FAILED, "limit is set, but %llu pages stay here: does fm-evict --daemon run?",
 				       (unsigned long long)now);
 		}
@@ -236,6 +240,24 @@ static int limit(const char *size, const char *region)
 	if (fm_shmfile_daemon_map(run_fd, 0, &d, &why))
 		fm_die(FM_EXIT_FAILED, "%s/%s: %s", run_dir, FM_DAEMON_STATE, why ? why : "cannot be read");
 	return wait_for(&d.shm->resident, pages);
+}
+
+/* Set a region's DMA grace. */
+static int grace(const char *ms, const char *region)
+{
+	struct fm_ctl_evict q = {0};
+	struct fm_region_map m;
+	char *end;
+
+	errno = 0;
+	q.pages = strtoull(ms, &end, 10);
+	if (errno || *end || end == ms || *ms == '-' || q.pages > FM_GRACE_MAX_MS)
+		fm_die(FM_EXIT_USAGE, "--grace: %s: must be a number of ms from 0 to %u", ms, FM_GRACE_MAX_MS);
+	m = find_region(region);
+	q.id = m.hdr->id;
+	ask(FM_CTL_GRACE, &q, FM_CTL_OK, NULL);
+	fm_shmfile_region_unmap(&m);
+	return FM_EXIT_OK;
 }
 
 /* Have a server take part in the store, or no more. Draining waits until no page is left on it. */
@@ -283,7 +305,7 @@ static int change_server(const char *address, enum fm_server_role role)
 
 int main(int argc, char **argv)
 {
-	const char *all = NULL, *limit_size = NULL;
+	const char *all = NULL, *limit_size = NULL, *grace_ms = NULL;
 	const char *server = NULL;
 	enum fm_server_role role = FM_SERVER_MEMBER;
 	bool daemon = false;
@@ -299,6 +321,9 @@ int main(int argc, char **argv)
 			break;
 		case 'l':
 			limit_size = optarg;
+			break;
+		case OPT_GRACE:
+			grace_ms = optarg;
 			break;
 		case OPT_ADD_SERVER:
 			server = optarg;
@@ -328,18 +353,20 @@ int main(int argc, char **argv)
 		}
 	}
 	left = argc - optind;
-	if (!!all + !!limit_size + !!server + daemon > 1)
-		fm_die(FM_EXIT_USAGE, "--all, --limit, --add-server, --drain-server and --daemon exclude each other");
+	if (!!all + !!limit_size + !!grace_ms + !!server + daemon > 1)
+		fm_die(FM_EXIT_USAGE, "--all, --limit, --grace, --add-server, --drain-server and --daemon exclude each other");
 	if (server && left == 0)
 		return change_server(server, role);
 	if (daemon && left == 0)
 		return evictord_run(run_dir, NULL);
 	if (all && left == 0)
 		return evict(all, NULL);
+	if (grace_ms && left == 1)
+		return grace(grace_ms, argv[optind]);
 	if (limit_size && left <= 1)
 		return limit(limit_size, left ? argv[optind] : NULL);
-	if (!daemon && !all && !limit_size && !server && left == 2)
+	if (!daemon && !all && !limit_size && !grace_ms && !server && left == 2)
 		return evict(argv[optind], argv[optind + 1]);
 	fm_die(FM_EXIT_USAGE, "%s (try --help)",
-	       left > 2 || daemon || all || limit_size || server ? "too many arguments" : "needs REGION and SIZE");
+	       left > 2 || daemon || all || limit_size || server || (grace_ms && left) ? "too many arguments" : "needs REGION and SIZE");
 }

@@ -64,6 +64,7 @@ struct faultd {
 	uint64_t local_pages;
 	unsigned shards; /* of a region, at most */
 	bool spawn_evictor;
+	long grace_ms; /* DMA grace of new regions; -1: by the kind of client */
 	/* state */
 	int run_fd;  /* run directory */
 	int lock_fd; /* daemon.lock */

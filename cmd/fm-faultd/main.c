@@ -24,7 +24,7 @@
 
 static const char usage[] =
     "usage: fm-faultd [--store URI] [--local SIZE] [--registry URI] [--run-dir DIR] [--ready-fd N] [--shards N]\n"
-    "                 [--replicas R] [--key-file F | --no-seal] [--no-evictor] [-n|--check] [-v]\n"
+    "                 [--replicas R] [--key-file F | --no-seal] [--no-evictor] [--grace MS] [-n|--check] [-v]\n"
     "\n"
     "Serves page faults of registered memory from a store.\n"
     "\n"
@@ -39,6 +39,7 @@ static const char usage[] =
     "      --key-file F     key that pages are sealed with (network stores; default RUN_DIR/host.key)\n"
     "      --no-seal        store pages in the clear\n"
     "      --no-evictor     do not start fm-evict\n"
+    "      --grace MS       how long a device may go on writing a page that leaves (default 1000 for VMs, 0 for programs)\n"
     "  -n, --check          say whether this host will do, and exit\n"
     "  -v, --verbose        say more; twice: even more\n"
     "  -h, --help           this text\n"
@@ -46,7 +47,7 @@ static const char usage[] =
     "\n"
     "SIZE: 4096, 64K, 512M, 4G, 1T, 20000p (pages), 25% (of this host's memory).\n";
 
-enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR };
+enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_GRACE };
 
 static const struct option options[] = {
     {"store", required_argument, NULL, 's'},
@@ -59,6 +60,7 @@ static const struct option options[] = {
     {"key-file", required_argument, NULL, OPT_KEY_FILE},
     {"no-seal", no_argument, NULL, OPT_NO_SEAL},
     {"no-evictor", no_argument, NULL, OPT_NO_EVICTOR},
+    {"grace", required_argument, NULL, OPT_GRACE},
     {"check", no_argument, NULL, 'n'},
     {"verbose", no_argument, NULL, 'v'},
     {"help", no_argument, NULL, 'h'},
@@ -131,6 +133,9 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 			break;
 		case OPT_NO_SEAL:
 			d->store_options.no_seal = true;
+			break;
+		case OPT_GRACE:
+			d->grace_ms = number("--grace", arg, 0, FM_GRACE_MAX_MS);
 			break;
 		case OPT_NO_EVICTOR:
 			d->spawn_evictor = false;
@@ -289,6 +294,7 @@ int main(int argc, char **argv)
 	    .local_pages = host_pages() / 2,
 	    .shards = cpus < 1 ? 1 : cpus > 4 ? 4 : (unsigned)cpus,
 	    .spawn_evictor = true,
+	    .grace_ms = -1,
 	};
 	struct arguments a = {.ready_fd = -1};
 	char why[FM_STORE_WHY] = "";

@@ -166,6 +166,7 @@ static int make_state(struct faultd *d, const struct fm_ctl_register *m, uint64_
 	memcpy(h->name, m->name, sizeof h->name);
 	memcpy(h->vm_id, m->vm_id, sizeof h->vm_id);
 	atomic_store(&h->limit_pages, m->limit_pages);
+	atomic_store(&h->grace_ms, d->grace_ms >= 0 ? (uint64_t)d->grace_ms : m->kind == FM_KIND_VM ? FM_GRACE_VM_MS : FM_GRACE_MAP_MS);
 	*out = (struct fm_region_map){
 	    .hdr = h,
 	    .shards = (struct fm_shard_shm *)((char *)h + shards_at),

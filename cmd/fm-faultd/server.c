@@ -173,6 +173,20 @@ static void on_limit(struct faultd *d, struct conn *c, const struct fm_ctl_evict
 	conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
 }
 
+static void on_grace(struct faultd *d, struct conn *c, const struct fm_ctl_evict *m)
+{
+	struct region *r = asked_region(d, c, m->id);
+
+	if (!r)
+		return;
+	if (m->pages > FM_GRACE_MAX_MS) {
+		conn_error(c, EINVAL, "grace: %llu: must be a number of ms from 0 to %u", (unsigned long long)m->pages, FM_GRACE_MAX_MS);
+		return;
+	}
+	atomic_store(&r->map.hdr->grace_ms, m->pages);
+	conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
+}
+
 /* Add a server to the store, or drain one. The monitor opens the epoch that follows from it. */
 static void on_server(struct faultd *d, struct conn *c, const struct fm_ctl_server *m)
 {
@@ -249,6 +263,9 @@ static void on_message(struct faultd *d, struct conn *c)
 			refuse(c, "only root may be the evictor");
 		else
 			evictor_connected(d, c);
+		break;
+	case FM_CTL_GRACE | 0x10000:
+		on_grace(d, c, m);
 		break;
 	case FM_CTL_SERVER | 0x10000:
 		on_server(d, c, m);

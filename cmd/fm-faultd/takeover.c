@@ -193,6 +193,8 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 		drop_fetched(r);
 		return e;
 	}
+	/* From here on it is ours, in our language. */
+	r->map.hdr->version = FM_SHM_VERSION;
 	fm_evict_recover(&r->map, r->memfd);
 	fm_shard_recover(&r->map, r->memfd);
 	fm_region_recount(&r->map);

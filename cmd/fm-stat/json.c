@@ -63,6 +63,9 @@ static json_t *region(const struct sample_region *r, bool with_histogram)
 		{ "store_deletes", t->store_deletes },
 		{ "store_errors", t->shard_store_errors + t->evict_store_errors },
 		{ "pages_lost", t->pages_lost },
+		{ "grace_ms", r->grace_ms },
+		{ "cooling_pages", r->cooling_pages },
+		{ "late_writes", r->late_writes },
 	};
 	char id[17];
 	json_t *o = json_object(), *latency;

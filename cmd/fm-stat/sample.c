@@ -37,6 +37,9 @@ static void read_region(const struct fm_region_map *m, struct sample_region *r)
 	r->resident_pages = fm_ld(&h->resident);
 	r->remote_pages = fm_ld(&h->remote);
 	r->limit_pages = limit(fm_ld(&h->limit_pages));
+	r->grace_ms = fm_ld(&h->grace_ms);
+	r->cooling_pages = fm_ld(&h->cooling);
+	r->late_writes = fm_ld(&h->evict.late_writes);
 	r->flags = fm_ld(&h->flags);
 	fm_stats_sum(h, m->shards, m->nshards, false, &r->total);
 	fm_stats_sum(h, m->shards, m->nshards, true, &r->stats);

@@ -16,6 +16,8 @@ struct sample_region {
 	uint64_t remote_pages;
 	uint64_t limit_pages; /* 0 none */
 	uint64_t flags;       /* enum fm_region_flag */
+	uint64_t grace_ms, cooling_pages;
+	uint64_t late_writes; /* since the region began */
 	struct fm_stats stats; /* since the last clear */
 	struct fm_stats total; /* since the region began: what rates are made of */
 	uint64_t latency_ns[4]; /* p50, p90, p99, p99.9 since the last clear */

@@ -31,6 +31,8 @@
 	F(fm_region_hdr, name, 104, 64) \
 	F(fm_region_hdr, vm_id, 168, 64) \
 	F(fm_region_hdr, limit_pages, 232, 8) \
+	F(fm_region_hdr, grace_ms, 240, 8) \
+	F(fm_region_hdr, cooling, 248, 8) \
 	F(fm_region_hdr, resident, 256, 8) \
 	F(fm_region_hdr, remote, 264, 8) \
 	F(fm_region_hdr, flags, 272, 8) \
@@ -45,7 +47,7 @@
 	F(fm_evict_stats, store_puts, 32, 8) \
 	F(fm_evict_stats, store_deletes, 40, 8) \
 	F(fm_evict_stats, store_errors, 48, 8) \
-	F(fm_evict_stats, reserved, 56, 8) \
+	F(fm_evict_stats, late_writes, 56, 8) \
 	S(fm_evict_stats, 64) \
 	F(fm_baseline, clear_count, 0, 8) \
 	F(fm_baseline, faults, 8, 8) \
@@ -201,7 +203,7 @@ static_assert(FM_PS_MASK == 0x7 && FM_OR_SHIFT == 3 && FM_F_WAITER == 1 << 6 && 
 		  FM_F_ZERO == 1 << 9 && FM_EP_SHIFT == 10 && FM_GEN_SHIFT == 20,
 	      "page words");
 static_assert(FM_CTL_OK == 1 && FM_CTL_REGISTER == 6 && FM_CTL_LIMIT == 11 && FM_CTL_DETACH == 17, "message types");
-static_assert(FM_SHM_VERSION == 1 && FM_CTL_VERSION == 1, "versions");
+static_assert(FM_SHM_VERSION == 2 && FM_CTL_VERSION == 1, "versions");
 
 struct row {
 	const char *structure, *field; /* field NULL: the structure itself */

@@ -16,6 +16,7 @@ static uint64_t word(enum fm_pstate s, enum fm_pstate origin, uint64_t flags, ui
 #define ZE FM_F_ZERO
 #define WA FM_F_WAITER
 #define DI FM_F_DISCARD
+#define GR FM_F_GRACE
 
 struct step {
 	const char *name;
@@ -26,7 +27,7 @@ struct step {
 /* A page's life, each arrow of the table in DESIGN.md. */
 static const struct step *allowed(size_t *n)
 {
-	static struct step t[48];
+	static struct step t[64];
 	size_t i = 0;
 
 #define STEP(name, from, to) t[i++] = (struct step){name, from, to, NULL}
@@ -68,6 +69,14 @@ static const struct step *allowed(size_t *n)
 	STEP("DIRTY: its stale copy was deleted", W(DIRTY, ST, 7), W(DIRTY, 0, 7));
 	STEP("CLEAN: its copy moved to another epoch", W(CLEAN, ST, 7), fm_word_at_epoch(W(CLEAN, ST, 7), 5));
 	STEP("REMOTE: its copy moved to another epoch", W(REMOTE, ST, 7), fm_word_at_epoch(W(REMOTE, ST, 7), 5));
+	STEP("write-back acknowledged, the grace begins", W(WRITEBACK, ST, 8), W(CLEAN, ST | GR, 8));
+	STEP("... of a zero page", W(WRITEBACK, 0, 8), W(CLEAN, ZE | GR, 8));
+	STEP("a write in the grace", W(CLEAN, ST | GR, 8), BUSY(CLEAN, ST, 8));
+	STEP("the grace is over", W(CLEAN, ST | GR, 8), W(DROPPING, ST, 8));
+	STEP("... and a device wrote it meanwhile", W(CLEAN, ST | GR, 8), W(DIRTY, ST, 8));
+	STEP("... and the evictor knows no hash", W(CLEAN, ST | GR, 8), W(WRITEBACK, ST, 9));
+	STEP("grace: its copy moved to another epoch", W(CLEAN, ST | GR, 8), fm_word_at_epoch(W(CLEAN, ST | GR, 8), 5));
+	STEP("the evictor died before the punch", W(DROPPING, ST | WA, 8), W(DIRTY, ST, 8));
 	STEP("write-back by another epoch", W(DIRTY, ST, 7), fm_word_at_epoch(W(WRITEBACK, ST, 8), 5));
 #undef STEP
 	*n = i;
@@ -77,7 +86,7 @@ static const struct step *allowed(size_t *n)
 /* One breach of every rule of fm_page_check(), from a word that is right. */
 static const struct step *forbidden(size_t *n)
 {
-	static struct step t[48];
+	static struct step t[64];
 	size_t i = 0;
 
 #define STEP(name, from, to, why) t[i++] = (struct step){name, from, to, why}
@@ -116,6 +125,16 @@ static const struct step *forbidden(size_t *n)
 	STEP("waiter on BUSY", W(REMOTE, ST, 7), BUSY(REMOTE, ST | WA, 7), "a waiter flag outside DROPPING");
 	STEP("discard outlives the drop", W(DROPPING, ST | DI, 8), W(EMPTY, ST | DI, 8),
 	     "a discard flag outside DROPPING");
+	STEP("clean page becomes dirty by itself", W(CLEAN, ST, 7), W(DIRTY, ST, 7),
+	     "a page that was never written became dirty without a fault");
+	STEP("clean page is written back", W(CLEAN, ST, 7), W(WRITEBACK, ST, 8),
+	     "a page that was never written became dirty without a fault");
+	STEP("written page becomes clean at once", W(WRITEBACK, ST, 8), W(CLEAN, ST, 8),
+	     "a page that was written became clean without a grace");
+	STEP("a page-in with a grace", BUSY(REMOTE, ST, 7), W(CLEAN, ST | GR, 7), "a grace of a page that was not written back");
+	STEP("the grace outlives the drop", W(CLEAN, ST | GR, 8), W(DROPPING, ST | GR, 8),
+	     "a grace of a page that was not written back");
+	STEP("a grace begins by itself", W(CLEAN, ST, 8), W(CLEAN, ST | GR, 8), "a state nobody owns changed more than its copy");
 	STEP("zero flag on DIRTY", BUSY(CLEAN, ZE, 0), W(DIRTY, ZE, 0), "a zero flag on a page that may change");
 	STEP("zero flag on EMPTY", W(DROPPING, ZE, 0), W(EMPTY, ZE, 0), "a zero flag on a page that may change");
 	STEP("zero flag in WRITEBACK", W(DIRTY, 0, 0), W(WRITEBACK, ZE, 1), "a zero flag on a page that may change");

@@ -41,6 +41,7 @@
 /* What goes wrong, each so often in 1000. */
 struct trouble {
 	unsigned put_full, get_down, delete_down, eagain, partial;
+	unsigned grace_ms; /* not trouble, but the time for it */
 };
 
 /* --- random numbers: a state per thread */
@@ -296,8 +297,12 @@ static void *evict_main(void *arg)
 	(void)arg;
 	while (!atomic_load(&t.stop_evictor)) {
 		fm_evict_drain(&t.evictor, &t.evict);
-		if (!fm_evict_batch(&t.evictor, &t.evict, 1 + (unsigned)(next_random(&rnd) % FM_EVICT_BATCH)))
+		unsigned n = fm_evict_due(&t.evictor, &t.evict, 1 + (unsigned)(next_random(&rnd) % FM_EVICT_BATCH));
+
+		if (!fm_evict_batch(&t.evictor, &t.evict, 1 + (unsigned)(next_random(&rnd) % FM_EVICT_BATCH)) && !n)
 			sched_yield();
+		if (next_random(&rnd) % 64 == 0)
+			fm_evict_recount_grace(&t.evict);
 	}
 	return NULL;
 }
@@ -478,6 +483,7 @@ static void check_books(const char *name)
 		copies += s == FM_REMOTE && mem.copy[p].gen != fm_word_gen(w);
 		orphans += mem.copy[p].gen && !(w & FM_F_STORED);
 	}
+	is_u64(fm_ld(&t.map.hdr->evict.late_writes), 0, "%s: nothing was written but by its clients", name);
 	is_u64(owned, 0, "%s: no page is owned when nobody works", name);
 	is_u64(elsewhere, 0, "%s: what is resident is in the memfd, nothing else is", name);
 	is_u64(copies, 0, "%s: what is remote is in the store, of that generation", name);
@@ -510,6 +516,7 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 	t.scratch_fd = memfd_create("scratch", MFD_CLOEXEC);
 	if (!ok(start(what->eagain ? &bad_kernel : &fm_uffd_kernel, PAGES / 4) && t.scratch_fd >= 0, "%s: started", name))
 		exit(tap_done());
+	atomic_store(&t.map.hdr->grace_ms, what->grace_ms);
 	pthread_create(&evictor, NULL, evict_main, NULL);
 	for (unsigned i = 0; i < CLIENTS; i++)
 		pthread_create(&client[i], NULL, client_main, (void *)(uintptr_t)i);
@@ -574,7 +581,8 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 int main(int argc, char **argv)
 {
 	static const struct trouble none = {0}, bad_store = {.put_full = 50, .get_down = 50, .delete_down = 200},
-				    bad_kernel_too = {.put_full = 20, .get_down = 20, .delete_down = 50, .eagain = 100, .partial = 300};
+				    bad_kernel_too = {.put_full = 20, .get_down = 20, .delete_down = 50, .eagain = 100, .partial = 300},
+				    with_grace = {.put_full = 20, .get_down = 20, .delete_down = 50, .eagain = 100, .partial = 300, .grace_ms = 3};
 	unsigned seconds = argc > 1 ? (unsigned)atoi(argv[1]) : 2;
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : (uint64_t)time(NULL) * 1000 + (uint64_t)getpid() % 1000, features;
 
@@ -585,5 +593,6 @@ int main(int argc, char **argv)
 	run("plain", &none, seconds, seed);
 	run("bad store", &bad_store, seconds, seed + 1);
 	run("bad store and kernel", &bad_kernel_too, seconds, seed + 2);
+	run("grace", &with_grace, seconds, seed + 3);
 	return tap_done();
 }

@@ -1,0 +1,47 @@
+/*
+ * Inside of the eviction path: what evict.c (write-back) and evict_due.c (pages whose grace is over) share. Nobody else includes it.
+ */
+#ifndef FM_EVICT_IMPL_H
+#define FM_EVICT_IMPL_H
+
+#include "evict.h"
+
+/* A page of the batch. w: the word as the evictor wrote it last. */
+struct victim {
+	uint32_t page;
+	unsigned shard;
+	uint64_t w;
+	uint64_t old_gen; /* of the copy that the store may have held before this batch; 0 none */
+	uint32_t old_epoch;
+	bool had_stored;  /* the store may have held a copy before this batch */
+	bool ours;        /* still owned */
+	bool was_clean;
+	bool cooling;     /* given to the grace: nobody's, but its copy in the store counts */
+	bool zero;
+	bool acknowledged; /* the store has the new copy, and has deleted the old one */
+};
+
+struct batch {
+	struct victim v[FM_EVICT_BATCH];
+	unsigned n;
+	unsigned failed;  /* the store refused, or the range was busy: the page went back to the queue */
+	uint64_t grace_ns;     /* of the region; 0 none */
+	uint64_t protected_ns; /* when all of them were write-protected */
+};
+
+/* Queue a page whose word is w, if there is something to do for it. */
+void evict_queue_word(struct fm_evict_region *r, uint32_t page, uint64_t w);
+
+/* Index of the shard that serves the page. */
+unsigned evict_shard_of(const struct fm_evict_region *r, uint32_t page);
+
+/* Is the page in a range that the client discarded a moment ago? Then it is the shard's for the time being: see shard_discard.c. */
+bool evict_is_discarded(const struct fm_shard_shm *m, uint32_t page);
+
+/*
+ * Punch the pages of the batch that are ours (DROPPING), publish REMOTE or EMPTY, wake their waiters, count, and take the batch out of
+ * evict_inflight. Returns how many left the host.
+ */
+unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b);
+
+#endif
