@@ -40,9 +40,11 @@ int fm_value_encode(const struct fm_seal *s, uint64_t page, uint64_t gen, const 
 	const struct fm_seal_at at = { .page = page, .gen = gen, .head = v, .head_length = FM_VALUE_HEADER };
 	enum fm_value_codec codec = FM_CODEC_LZ4;
 	const void *payload = scratch->page;
-	int n, rc;
+	int n = 0, rc;
 
-	n = LZ4_compress_fast_extState(scratch->lz4, in, (char *)scratch->page, FM_VALUE_PAGE, LZ4_MOST, 1);
+	if (scratch->in_vain < FM_VALUE_TRIES || scratch->in_vain % FM_VALUE_TRIES == 0)
+		n = LZ4_compress_fast_extState(scratch->lz4, in, (char *)scratch->page, FM_VALUE_PAGE, LZ4_MOST, 1);
+	scratch->in_vain = n > 0 ? 0 : scratch->in_vain + 1;
 	if (n <= 0) {
 		codec = FM_CODEC_NONE;
 		payload = in;

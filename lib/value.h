@@ -25,17 +25,24 @@
 
 enum fm_value_codec {
 	FM_CODEC_NONE = 0,
-	FM_CODEC_LZ4 = 1, /* one LZ4 block; used when it saves at least an eighth of the page */
+	FM_CODEC_LZ4 = 1, /* one LZ4 block; used when it saves at least an eighth of the page, and is tried (FM_VALUE_TRIES) */
 };
 
 #define FM_VALUE_PAGE   4096u
 #define FM_VALUE_HEADER 24u
 #define FM_VALUE_MAX    (FM_VALUE_HEADER + FM_SEAL_TAG + FM_VALUE_PAGE)
 
-/* Room to work in, one a thread. Holds plain bytes of pages afterwards: keep it where pages may be. */
+/*
+ * After so many pages in a row that LZ4 could not make smaller, only each so many-th page is tried, until one gets smaller: to
+ * find out that a page does not compress takes about as long as to send it.
+ */
+#define FM_VALUE_TRIES 16u
+
+/* Room to work in, one a thread, all zero at first. Holds plain bytes of pages afterwards: keep it where pages may be. */
 struct fm_value_scratch {
 	_Alignas(16) unsigned char lz4[16416]; /* LZ4's hash table */
 	unsigned char page[FM_VALUE_PAGE];
+	unsigned in_vain; /* pages in a row that LZ4 could not make smaller */
 };
 
 /*

@@ -291,6 +291,31 @@ static void figures(const struct fm_seal *s, const char *name)
 	}
 }
 
+/* Where nothing compresses, LZ4 is tried now and then only; where something does, each time again. */
+static void test_tries(const struct fm_seal *s)
+{
+	unsigned char in[PAGE], text[PAGE], out[PAGE], v[FM_VALUE_MAX];
+	unsigned long_ones = 0;
+	uint64_t wrong = 0;
+	int n;
+
+	memset(&scratch, 0, sizeof scratch);
+	fill(in, "random");
+	fill(text, "text");
+	for (uint64_t i = 1; i <= 3 * FM_VALUE_TRIES; i++) {
+		n = fm_value_encode(s, 3, i, in, v, &scratch);
+		wrong += n < 0 || decode(s, 3, i, v, (size_t)n, out) != 0 || memcmp(in, out, PAGE) != 0;
+	}
+	do {
+		n = fm_value_encode(s, 3, 100, text, v, &scratch);
+		wrong += n < 0 || decode(s, 3, 100, v, (size_t)n, out) != 0 || memcmp(text, out, PAGE) != 0;
+	} while (n > (int)PAGE && ++long_ones < 2 * FM_VALUE_TRIES);
+	ok(long_ones < FM_VALUE_TRIES, "after pages that do not compress, one that does is found out within %u (%u)", FM_VALUE_TRIES, long_ones);
+	fm_value_encode(s, 3, 101, in, v, &scratch);
+	ok(fm_value_encode(s, 3, 102, text, v, &scratch) < (int)PAGE, "one in between costs nothing");
+	is_u64(wrong, 0, "... and all come back");
+}
+
 static void make_key(void)
 {
 	char path[] = "/tmp/fm-value-XXXXXX", why[FM_KEY_WHY];
@@ -320,6 +345,8 @@ int main(void)
 			continue;
 		}
 		test_round_trip(s, kinds[i].name);
+		if (i == 0)
+			test_tries(s);
 		test_flips(s, kinds[i].name, "random");
 		test_flips(s, kinds[i].name, "text");
 		test_lengths(s, kinds[i].name, "random");
