@@ -2,7 +2,8 @@
  * What all processes of a host know of the servers of its store: a table of servers and the placement epochs, in daemon.state.
  *
  * A page's word holds the epoch (modulo 1024) in which its copies were placed; the epoch's set of servers says where they are.
- * A change of membership (a server that stays away, comes back, is added, drained, or was restarted and so lost all it had)
+ * A change of membership (a server that stays away, comes back, is added, drained, or was restarted and so lost all it had), or the end
+ * of a silence in which a server missed copies,
  * opens a new epoch: from then on pages are put by the new one, and the evictor re-reads and re-writes in the background what the store
  * holds by older ones. When a whole pass found no page of an older epoch, the older ones are retired. fm-faultd's main thread opens and
  * retires epochs; the evictor moves pages and says how far it is; everybody reads.
@@ -30,14 +31,14 @@ enum fm_server_role {
 	FM_SERVER_DRAINED,    /* takes no new pages; those it has move away */
 };
 
-/* Written by fm-faultd's main thread only. */
+/* Written by fm-faultd's main thread only, but for missed. */
 struct fm_server_shm {
 	char address[FM_SERVER_ADDRESS]; /* set before state leaves NONE; never changed after */
 	unsigned char sockaddr[128];     /* resolved by fm-faultd: struct sockaddr_storage */
 	uint32_t sockaddr_len;
 	_Atomic uint32_t state; /* enum fm_server_state */
 	_Atomic uint32_t role;  /* enum fm_server_role */
-	uint32_t reserved;
+	_Atomic uint32_t missed; /* 1: it did not get its copy of a page that was put; set by who puts, cleared when an epoch is opened */
 	_Atomic uint64_t since_ns; /* CLOCK_MONOTONIC: in this state since */
 	_Atomic uint64_t used_bytes, limit_bytes, items;
 	_Atomic uint64_t rtt_ns;       /* of the last look */

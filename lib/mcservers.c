@@ -92,13 +92,14 @@ int fm_mc_servers_open(struct fm_mc_servers *s, struct fm_cluster_shm *cluster, 
 	int r = 0;
 
 	s->cluster = cluster;
+	s->keeper = make || !cluster;
 	if (!cluster) {
 		s->cluster = s->own_cluster = calloc(1, sizeof *s->cluster);
 		if (!s->cluster)
 			return -ENOMEM;
 	}
 	/* The table is made once, by the daemon; other handles find it there. */
-	if (s->own_cluster || make)
+	if (s->keeper)
 		r = fill_cluster(s, why);
 	if (r == 0)
 		fm_mc_servers_sync(s);
@@ -130,6 +131,23 @@ int fm_mc_server_greet(void *arg, struct fm_mc_conn *c)
 		snprintf(s->refusal, sizeof s->refusal, "%.100s: item size limit %llu is too small: start it with -I 1m",
 			 c->address->text, (unsigned long long)h->item_max_bytes);
 	return *s->refusal ? -EPROTO : 0;
+}
+
+/* The life that the server is in, as it said last. Returns true when that is another than before, in which it has nothing. */
+static bool note_life(const struct fm_mc_server *v)
+{
+	struct fm_server_shm *shm = fm_mc_server_shm(v);
+	const struct fm_mc_hello *h = &v->conn.hello;
+	uint64_t start = atomic_load(&shm->start_s), apart = start > h->start_s ? start - h->start_s : h->start_s - start;
+	/* The clock that start is counted from ticks in seconds: one or two apart is the same life. */
+	bool another = atomic_load(&shm->pid) && (atomic_load(&shm->pid) != h->pid || apart > 2);
+
+	if (another)
+		atomic_fetch_add(&shm->restarts, 1);
+	atomic_store(&shm->pid, h->pid);
+	if (!start || another)
+		atomic_store(&shm->start_s, h->start_s);
+	return another;
 }
 
 static void ignore(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
@@ -174,6 +192,9 @@ int fm_mc_servers_contact(struct fm_mc_servers *s, bool must_answer, char *why)
 			e = c->error;
 			snprintf(why, FM_STORE_WHY, "%.100s: cannot be reached: %s", c->address->text, strerror(-e));
 		}
+		/* Which life it is in must be known before it gets a page. */
+		if (!c->error && s->keeper)
+			s->epoch_due |= note_life(fm_mc_server_of(c));
 	}
 	return must_answer ? e : 0;
 }
@@ -219,7 +240,8 @@ static void look_around(struct fm_mc_servers *s)
 
 		v->nsent = v->next = 0;
 		fm_mc_begin(&v->conn);
-		if (!fm_mc_usable(&v->conn) || fm_mc_add(&v->conn, "stats\r\n", 7, 1))
+		/* A connection that is new says all of it in its greeting; twice would double its start time. */
+		if (!fm_mc_usable(&v->conn) || (v->conn.state == FM_MC_READY && fm_mc_add(&v->conn, "stats\r\n", 7, 1)))
 			continue;
 		v->nsent = 1;
 		v->conn.hello.start_s = 0;
@@ -237,17 +259,9 @@ static bool judge(struct fm_mc_server *v)
 	bool restarted = false;
 
 	if (v->nsent && !v->conn.error) {
-		uint64_t start = atomic_load(&shm->start_s), apart = start > h->start_s ? start - h->start_s : h->start_s - start;
-
 		is = FM_SERVER_UP;
 		v->refused_ns = 0;
-		/* The clock that start is counted from ticks in seconds: one or two apart is the same life. */
-		restarted = atomic_load(&shm->pid) && (atomic_load(&shm->pid) != h->pid || apart > 2);
-		if (restarted)
-			atomic_fetch_add(&shm->restarts, 1);
-		atomic_store(&shm->pid, h->pid);
-		if (!start || restarted)
-			atomic_store(&shm->start_s, h->start_s);
+		restarted = note_life(v);
 		atomic_store(&shm->used_bytes, h->used_bytes);
 		atomic_store(&shm->limit_bytes, h->limit_bytes);
 		atomic_store(&shm->items, h->items);
@@ -267,14 +281,19 @@ static bool judge(struct fm_mc_server *v)
 void fm_mc_servers_monitor(struct fm_mc_servers *s)
 {
 	struct fm_cluster_shm *c = s->cluster;
+	bool settled = atomic_load(&c->settled) >= atomic_load(&c->epoch_now);
 	uint64_t members = 0, now;
+	uint32_t missed[FM_SERVERS];
 
 	look_around(s);
-	now = now_ns();
+	for (unsigned k = 0; k < s->n; k++)
+		s->epoch_due |= judge(&s->server[k]);
+	now = now_ns(); /* later than any since_ns: one that lies ahead would look like an age */
 	for (unsigned k = 0; k < s->n; k++) {
 		struct fm_server_shm *shm = &c->server[k];
 
-		s->epoch_due |= judge(&s->server[k]);
+		/* It is back, and lacks copies: all are made again. Not before a pass that runs has ended, which may just make them. */
+		s->epoch_due |= settled && atomic_load(&shm->state) == FM_SERVER_UP && atomic_load(&shm->missed);
 		if (atomic_load(&shm->role) == FM_SERVER_DRAINED || atomic_load(&shm->state) == FM_SERVER_DEAD ||
 		    (atomic_load(&shm->state) == FM_SERVER_DOWN &&
 		     now - atomic_load(&shm->since_ns) > s->uri.away_s * 1000000000ull))
@@ -283,8 +302,14 @@ void fm_mc_servers_monitor(struct fm_mc_servers *s)
 	}
 	fm_cluster_retire(c);
 	/* With nobody left there is nowhere to move to: then all wait. */
-	if (members && (s->epoch_due || members != fm_cluster_servers(c, FM_EPOCH_TAG(atomic_load(&c->epoch_now)))))
+	if (members && (s->epoch_due || members != fm_cluster_servers(c, FM_EPOCH_TAG(atomic_load(&c->epoch_now))))) {
+		/* First: what is missed from here on is not mended by this epoch for sure. */
+		for (unsigned k = 0; k < s->n; k++)
+			missed[k] = atomic_exchange(&c->server[k].missed, 0);
 		s->epoch_due = fm_cluster_open_epoch(c, members) != 0;
+		for (unsigned k = 0; k < s->n && s->epoch_due; k++)
+			atomic_fetch_or(&c->server[k].missed, missed[k]);
+	}
 }
 
 int fm_mc_servers_usage(struct fm_mc_servers *s, uint64_t *used_bytes, uint64_t *limit_bytes)

@@ -33,6 +33,7 @@ struct fm_mc_server {
 struct fm_mc_servers {
 	struct fm_mc_uri uri;
 	struct fm_cluster_shm *cluster, *own_cluster; /* own: when nobody gave us one */
+	bool keeper;                                  /* we write the table: it is our own, or we are fm-faultd's main thread */
 	unsigned n;                                   /* slots that this handle knows */
 	bool epoch_due;                               /* monitor: a new epoch could not be opened yet */
 	char refusal[FM_STORE_WHY];                   /* why a server was refused last */

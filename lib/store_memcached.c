@@ -414,6 +414,11 @@ static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_
 			set_outcome(s, i, v, GOOD);
 			continue;
 		}
+		/* One that looks down is not waited for, unless it has just answered. */
+		if (fm_mc_server_looks_down(v) && v->conn.state != FM_MC_READY) {
+			set_outcome(s, i, v, fm_mc_server_dead(v) ? GONE : UNKNOWN);
+			continue;
+		}
 		if (!can_ask(s, i, v) || fm_mc_add(&v->conn, line, n, 1))
 			continue;
 		set_outcome(s, i, v, ASKED);
@@ -421,8 +426,8 @@ static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_
 	}
 }
 
-/* A put is done when every live server of the page has it, and there is one. */
-static enum fm_store_result put_result(const struct mc_store *s, unsigned i)
+/* A put is done when every live server of the page has it, and there is one. The others miss it, and get it when they are back. */
+static enum fm_store_result put_result(struct mc_store *s, unsigned i)
 {
 	unsigned good = 0, full = 0;
 
@@ -430,6 +435,9 @@ static enum fm_store_result put_result(const struct mc_store *s, unsigned i)
 		good += s->outcome[i][c] == GOOD;
 		full += s->outcome[i][c] == FULL;
 	}
+	for (unsigned c = 0; c < s->copies[i] && good && !full; c++)
+		if (s->outcome[i][c] != GOOD)
+			atomic_store(&fm_mc_server_shm(&s->servers.server[s->place[i][c]])->missed, 1);
 	return full ? FM_STORE_FULL : good ? FM_STORE_OK : FM_STORE_DOWN;
 }
 

@@ -8,7 +8,7 @@ set -euo pipefail
 
 build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison flex)
 demo=("${build[@]}" qemu-system-x86 busybox-static cpio xz-utils jq)
-check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy clang mandoc strace memcached zookeeper
+check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy clang mandoc strace memcached zookeeper iproute2 util-linux
 	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 	# the glibc sanitizer builds link these
 	libjansson-dev libexpat1-dev libmemcached-dev libzookeeper-mt-dev libsodium-dev liblz4-dev libxxhash-dev)
