@@ -291,6 +291,11 @@ static bool is_uffd(int pid, int fd)
 	return n == (ssize_t)sizeof want - 1 && !memcmp(target, want, (size_t)n);
 }
 
+int fm_attach_tracer(int pid)
+{
+	return status_number(pid, "TracerPid");
+}
+
 /* Open what the helper needs. */
 static int prepare(struct job *j, int pid)
 {

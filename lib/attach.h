@@ -66,6 +66,9 @@ int fm_attach_uffds(int pid, const struct fm_attach_range *small, unsigned n, st
  */
 int fm_attach_close(int pid, const int *remote, unsigned n, struct fm_attach_report *report);
 
+/* The process that traces process pid; 0: none, or pid is gone. Any thread. */
+int fm_attach_tracer(int pid);
+
 /* One line on what an error of these calls means and what to do about it. Static string; "" for one not in the list. Pure. */
 const char *fm_attach_why(int error);
 

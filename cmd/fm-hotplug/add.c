@@ -160,27 +160,27 @@ static void object_del(struct add *a)
 	vm_call(&a->vm, "take the memory backend back", "object-del", json_pack("{s:s}", "id", a->backend), NULL);
 }
 
-/* Find the new backend's memory and hand it to fm-faultd. */
-static int register_new(struct add *a, const struct fm_mapping *before, size_t n)
+int add_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, uint64_t bytes_new, const struct fm_mapping *before,
+		 size_t n, struct uffds *u, uint64_t *region)
 {
 	struct memory m;
 	int file, remote, r;
 	bool far;
 
-	r = memory_find_new(&a->vm, a->o->pages * FM_PAGE_SIZE, before, n, &m);
+	r = memory_find_new(vm, bytes_new, before, n, &m);
 	if (!r)
-		r = memory_check(&a->vm, a->backend, &m, &far, &file, &remote);
+		r = memory_check(vm, backend, &m, &far, &file, &remote);
 	if (r)
 		return r;
 	if (far) {
-		fm_warn("%s: %s: somebody else has registered it", a->vm.arg, a->backend);
+		fm_warn("%s: %s: somebody else has registered it", vm->arg, backend);
 		return FM_EXIT_FAILED;
 	}
-	r = far_attach(a->ctl, &a->vm, &m, &a->uffds);
+	r = far_attach(ctl, vm, &m, u);
 	if (!r)
-		r = memory_check_folios(&a->vm, a->backend, &m, file);
+		r = memory_check_folios(vm, backend, &m, file);
 	if (!r)
-		r = far_register(a->ctl, &a->vm, a->o->run_dir, a->backend, &m, file, remote, &a->uffds, &a->region);
+		r = far_register(ctl, vm, run_dir, backend, &m, file, remote, u, region);
 	close(file);
 	return r;
 }
@@ -259,7 +259,7 @@ static int plug(struct add *a)
 	r = object_add(a);
 	if (r)
 		goto free_before;
-	r = register_new(a, before, n);
+	r = add_register(a->ctl, &a->vm, a->o->run_dir, a->backend, a->o->pages * FM_PAGE_SIZE, before, n, &a->uffds, &a->region);
 	if (!r)
 		r = device_add(a);
 	if (!r)
@@ -341,7 +341,11 @@ int cmd_add(const struct options *o)
 	sigprocmask(SIG_BLOCK, &ends, &before);
 	r = far_connect(o->run_dir, &a.ctl);
 	if (!r)
-		r = vm_open(&a.vm, o->vm, true);
+		r = vm_open(&a.vm, o, true);
+	if (!r && a.vm.domain) {
+		r = domain_add(o, &a.vm, a.ctl);
+		goto close_vm;
+	}
 	if (!r)
 		r = check(&a);
 	if (!r)
@@ -352,6 +356,7 @@ int cmd_add(const struct options *o)
 		if (o->wait && !o->virtio_mem && guest_runs(&a.vm))
 			r = wait_guest(&a);
 	}
+close_vm:
 	vm_close(&a.vm);
 	if (a.ctl >= 0)
 		close(a.ctl);

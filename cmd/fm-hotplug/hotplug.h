@@ -34,12 +34,21 @@ struct vm {
 	const char *arg;    /* as the user named it */
 	int pid;
 	struct fm_qmp *qmp; /* NULL: it has none that can be reached */
+	struct domain *domain; /* of libvirt (then without qmp); NULL: none */
+	const char *run_dir;
 	char name[24];      /* printable, without blanks */
 };
 
-/* Find the VM. need_qmp: fail when it has no QMP socket. Ended by vm_close() in every case. */
-int vm_open(struct vm *vm, const char *arg, bool need_qmp);
+/*
+ * Find the VM of o->vm, which must live as long as *vm. need_qmp: fail when it has neither a QMP socket nor libvirt. Ended by
+ * vm_close() in every case.
+ */
+int vm_open(struct vm *vm, const struct options *o, bool need_qmp);
 void vm_close(struct vm *vm);
+/* The text of /proc/PID/cmdline, *len bytes of it: to be freed. */
+char *vm_cmdline(int pid, size_t *len);
+/* A line for QEMU's human monitor. *text: its output, to be freed. Says what failed. */
+int vm_human(struct vm *vm, const char *line, char **text);
 /* Has its command line a virtio-gpu device with blob=on? */
 bool vm_has_blob(const struct vm *vm);
 /* fm_qmp_call() that says what failed: "VM: what: why". */
@@ -67,6 +76,45 @@ struct device {
 	bool hotplugged;
 };
 int vm_devices(struct vm *vm, struct device **list, size_t *n);
+
+/* --- virsh.c: libvirt's client as a child process --- */
+
+#define VIRSH_WHY       512   /* bytes of a message for people, with its NUL */
+#define VIRSH_MS        30000 /* a deadline for questions */
+#define VIRSH_CHANGE_MS 60000 /* ... for changes of a domain */
+
+/*
+ * Run `virsh ARGS...` (up to 16, NULL-terminated) on $LIBVIRT_DEFAULT_URI or qemu:///system. input: NULL, or the text of its /dev/stdin.
+ * output: NULL, or what it printed, to be freed. Returns 0; or with why set: -EREMOTEIO (it failed: its own words), -ENOENT (no virsh
+ * here), -ETIMEDOUT (it was killed; what it had begun may still happen), another -errno.
+ */
+int virsh(const char *const *args, const char *input, char **output, char why[VIRSH_WHY], unsigned timeout_ms);
+
+/* --- domain.c: a domain of libvirt. vm->domain must be set but for the first two --- */
+
+struct fm_domxml;
+/* Find the domain of vm->arg, running or not; *x: its XML, to be freed. Sets vm->domain. */
+int domain_find(struct vm *vm, struct fm_domxml *x);
+/* Find the running domain of vm->arg and its process. Sets vm->domain, pid and name. */
+int domain_open(struct vm *vm);
+void domain_close(struct vm *vm);
+/* Its XML as it is now, to be freed. */
+int domain_xml(struct vm *vm, struct fm_domxml *x);
+/* As vm_backends() and vm_devices(). An alias "ua-ID" is shown as ID. */
+int domain_backends(struct vm *vm, struct backend **list, size_t *n);
+int domain_devices(struct vm *vm, struct device **list, size_t *n);
+/* As vm_human(): it taints the domain, and says so. */
+int domain_human(struct vm *vm, const char *line, char **text);
+int domain_attach_device(struct vm *vm, const char *xml);
+/*
+ * Ask the guest to give the device back and wait for that. When it does not: FM_EXIT_FAILED and *why_not, libvirt's words ("": it
+ * has not answered); nothing is said then.
+ */
+int domain_unplug(struct vm *vm, const char *id, unsigned timeout_ms, const char **why_not);
+/* Ask a virtio-mem device for another size. */
+int domain_resize(struct vm *vm, const char *id, uint64_t bytes);
+/* fm-hotplug DOMAIN SIZE, with signals blocked and fm-faultd connected. */
+int domain_add(const struct options *o, struct vm *vm, int ctl);
 
 /* --- memory.c: a backend's memory in the QEMU process --- */
 
@@ -128,11 +176,21 @@ const struct far_region *far_find(const struct far_region *list, size_t n, const
 /* Wait until region id is gone from the run directory. */
 bool far_wait_gone(const char *run_dir, uint64_t id, unsigned timeout_ms);
 
+/* --- add.c --- */
+
+/*
+ * Find the memory of the new backend, of bytes_new bytes and not in before[], and hand it to fm-faultd. *u: of far_release(), also
+ * when this fails.
+ */
+int add_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, uint64_t bytes_new, const struct fm_mapping *before,
+		 size_t n, struct uffds *u, uint64_t *region);
+
 /* --- the commands: exit code --- */
 int cmd_add(const struct options *o);
 int cmd_attach(const struct options *o);
 int cmd_list(const struct options *o);
 int cmd_remove(const struct options *o);
 int cmd_detach(const struct options *o);
+int cmd_print_xml(const struct options *o);
 
 #endif

@@ -59,12 +59,12 @@ int cmd_list(const struct options *o)
 	struct far_region *f = NULL;
 	struct vm vm;
 	size_t nf;
-	int r = vm_open(&vm, o->vm, false);
+	int r = vm_open(&vm, o, false);
 
 	if (!r) {
 		far_regions(o->run_dir, &vm, &f, &nf);
 		printf("%-20s %-10s %8s %5s  %-4s %9s %9s\n", "ID", "KIND", "SIZE", "NODE", "FAR", "RESIDENT", "REMOTE");
-		if (vm.qmp)
+		if (vm.qmp || vm.domain)
 			r = list_qmp(&vm, f, nf);
 		else
 			for (size_t i = 0; i < nf; i++)

@@ -21,7 +21,8 @@ static const char usage[] =
     "       fm-hotplug [options] --list VM         list its memory\n"
     "       fm-hotplug [options] --remove VM ID    unplug a device\n"
     "       fm-hotplug [options] --detach VM [ID]  bring far memory home, and let go of it\n"
-    "Far memory for a running stock QEMU. VM is the path of its QMP socket, or pid:N.\n"
+    "       fm-hotplug [options] --print-xml VM    print what a libvirt domain's XML lacks\n"
+    "Far memory for a running stock QEMU. VM is the name or UUID of a libvirt domain, the path of a QMP socket, or pid:N.\n"
     "\n"
     "      --id ID           the new device's id (default: fm0, fm1, ...)\n"
     "      --node N          NUMA node of the guest (default: 0)\n"
@@ -33,7 +34,7 @@ static const char usage[] =
     "  -h, --help            this text\n"
     "  -V, --version         version\n";
 
-enum action { ADD = 0, ATTACH, LIST, REMOVE, DETACH };
+enum action { ADD = 0, ATTACH, LIST, REMOVE, DETACH, PRINT_XML };
 static const struct {
 	const char *name;
 	int (*run)(const struct options *);
@@ -43,6 +44,7 @@ static const struct {
     [ADD] = {"", cmd_add, 2, 2, 5000},          [ATTACH] = {"--attach", cmd_attach, 1, 1, 0},
     [LIST] = {"--list", cmd_list, 1, 1, 0},     [REMOVE] = {"--remove", cmd_remove, 2, 2, 30000},
     [DETACH] = {"--detach", cmd_detach, 1, 2, 0},
+    [PRINT_XML] = {"--print-xml", cmd_print_xml, 1, 1, 0},
 };
 
 static enum action action_set(enum action old, enum action new_action)
@@ -98,6 +100,7 @@ static enum action parse_options(int argc, char **argv, struct options *o)
 	    {"list", no_argument, NULL, ACTIONS + LIST},
 	    {"remove", no_argument, NULL, ACTIONS + REMOVE},
 	    {"detach", no_argument, NULL, ACTIONS + DETACH},
+	    {"print-xml", no_argument, NULL, ACTIONS + PRINT_XML},
 	    {"id", required_argument, NULL, ID},
 	    {"node", required_argument, NULL, NODE},
 	    {"virtio-mem", no_argument, NULL, VIRTIO_MEM},

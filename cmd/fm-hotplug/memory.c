@@ -15,6 +15,7 @@
 #define HUGETLBFS_MAGIC 0x958458f6
 
 #define MEMFD_NAME "/memfd:memory-backend-memfd"
+#define FILE_MIN   (1u << 20) /* bytes: less is no memory-backend-file */
 #define FILE_NAME  "qemu_back_mem." /* memory-backend-file in a folder: util/mmap-alloc.c, softmmu/physmem.c */
 
 static const char blob[] = "virtio-gpu device with blob=on";
@@ -54,12 +55,10 @@ static int ask_hva(struct vm *vm, const struct backend *b, uint64_t *hva)
 {
 	uint64_t gpa, offset;
 	char line[64], *text = NULL;
-	int r = fm_qmp_human(vm->qmp, "info mtree -f", &text, FM_QMP_REPLY_MS);
+	int r = vm_human(vm, "info mtree -f", &text);
 
-	if (r) {
-		fm_warn("%s: info mtree: %s", vm->arg, fm_qmp_why(vm->qmp));
-		return FM_EXIT_FAILED;
-	}
+	if (r)
+		return r;
 	r = fm_qemu_find_ram(text, b->id, &gpa, &offset);
 	free(text);
 	if (r) {
@@ -67,11 +66,9 @@ static int ask_hva(struct vm *vm, const struct backend *b, uint64_t *hva)
 		return FM_EXIT_FAILED;
 	}
 	snprintf(line, sizeof line, "gpa2hva 0x%llx", (unsigned long long)gpa);
-	r = fm_qmp_human(vm->qmp, line, &text, FM_QMP_REPLY_MS);
-	if (r) {
-		fm_warn("%s: %s: %s", vm->arg, line, fm_qmp_why(vm->qmp));
-		return FM_EXIT_FAILED;
-	}
+	r = vm_human(vm, line, &text);
+	if (r)
+		return r;
 	r = fm_qemu_parse_gpa2hva(text, b->id, hva);
 	if (r)
 		fm_warn("%s: %s: not the address of backend '%s': '%.80s'", vm->arg, line, b->id, text);
@@ -81,6 +78,65 @@ static int ask_hva(struct vm *vm, const struct backend *b, uint64_t *hva)
 	return r ? FM_EXIT_FAILED : FM_EXIT_OK;
 }
 
+/* Is this mapping one of the file that libvirt made for a backend: .../ID, in a folder of the domain's? */
+static bool is_file_of(const struct fm_mapping *v, const char *id)
+{
+	const char *slash = strrchr(v->name, '/');
+
+	return slash && strncmp(v->name, "/memfd:", 7) && !strcmp(slash + 1, id);
+}
+
+static bool is_region(const struct far_region *f, size_t n, uint64_t hva)
+{
+	for (size_t i = 0; i < n; i++)
+		if (f[i].hva == hva)
+			return true;
+	return false;
+}
+
+/*
+ * The address of a domain's backend without its monitor: that of the file of its name, or of the one mapping of its size when no other
+ * backend has this size. Those that are far have known addresses and do not count. *hva: 0: it cannot be told.
+ */
+static int guess_hva(struct vm *vm, const struct backend *b, uint64_t *hva)
+{
+	struct far_region *far = NULL;
+	struct backend *all = NULL;
+	struct memory *list = NULL;
+	unsigned backends = 0, mappings = 0;
+	size_t nfar, nall, n;
+	int r = memory_list(vm, &list, &n);
+
+	*hva = 0;
+	if (r)
+		return r;
+	far_regions(vm->run_dir, vm, &far, &nfar);
+	if (far_find(far, nfar, b->id)) {
+		*hva = far_find(far, nfar, b->id)->hva;
+		goto free_list;
+	}
+	r = vm_backends(vm, &all, &nall);
+	for (size_t i = 0; !r && i < nall; i++)
+		backends += all[i].bytes == b->bytes && all[i].share && !far_find(far, nfar, all[i].id);
+	for (size_t i = 0; !r && i < n; i++) {
+		if (list[i].bytes != b->bytes || is_region(far, nfar, list[i].hva))
+			continue;
+		if (!mappings++ || is_file_of(&list[i].mapping, b->id))
+			*hva = list[i].hva;
+		if (is_file_of(&list[i].mapping, b->id)) {
+			mappings = backends = 1;
+			break;
+		}
+	}
+	if (mappings != 1 || backends != 1)
+		*hva = 0;
+	free(all);
+free_list:
+	free(far);
+	free(list);
+	return r;
+}
+
 int memory_find(struct vm *vm, const struct backend *b, struct memory *m)
 {
 	struct fm_mapping *list;
@@ -88,7 +144,9 @@ int memory_find(struct vm *vm, const struct backend *b, struct memory *m)
 	int r;
 
 	*m = (struct memory){.bytes = b->bytes};
-	r = ask_hva(vm, b, &m->hva);
+	r = vm->domain ? guess_hva(vm, b, &m->hva) : FM_EXIT_OK;
+	if (!r && !m->hva)
+		r = ask_hva(vm, b, &m->hva);
 	if (!r)
 		r = maps(vm, &list, &n);
 	if (r)
@@ -276,10 +334,25 @@ static const char *pins_memory(int pid)
 	return found;
 }
 
+/* Files mapped shared that are no memory of a guest: devices, rings, memfds of other libraries. */
+static bool is_other_file(const char *name)
+{
+	static const char *const others[] = {"/dev/", "/memfd:", "/SYSV", "/[", "anon_inode:"};
+
+	if (!strncmp(name, "/dev/shm/", 9) || !strncmp(name, "/dev/hugepages", 14))
+		return false;
+	for (unsigned i = 0; i < sizeof others / sizeof *others; i++)
+		if (!strncmp(name, others[i], strlen(others[i])))
+			return true;
+	return *name != '/';
+}
+
 static bool is_backend_file(const struct fm_mapping *v)
 {
-	return v->shared && v->read && v->write && v->ino &&
-	       (!strncmp(v->name, MEMFD_NAME, sizeof MEMFD_NAME - 1) || strstr(v->name, FILE_NAME));
+	if (!v->shared || !v->read || !v->write || !v->ino)
+		return false;
+	return !strncmp(v->name, MEMFD_NAME, sizeof MEMFD_NAME - 1) || strstr(v->name, FILE_NAME) ||
+	       (v->end - v->start >= FILE_MIN && !is_other_file(v->name));
 }
 
 int memory_list(struct vm *vm, struct memory **list, size_t *n)

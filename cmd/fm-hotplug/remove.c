@@ -73,10 +73,26 @@ static int unplug(struct vm *vm, const struct options *o)
 	return r == 0 || r == -ETIMEDOUT ? FM_EXIT_FAILED : FM_EXIT_PEER;
 }
 
+/* The same through libvirt, which drops the backend too. */
+static int unplug_domain(struct vm *vm, const struct options *o)
+{
+	const char *why;
+	int r = domain_unplug(vm, o->id, o->timeout_ms, &why);
+
+	if (r && why && *why)
+		fm_warn("%s: device '%s': %s: take its memory offline in the guest (fm-online --offline), then try again", vm->arg, o->id,
+			why);
+	else if (r && why)
+		fm_warn("%s: device '%s': the guest did not give it back within %u s: take its memory offline there (fm-online --offline), then "
+			"try again; it stays plugged until then",
+			vm->arg, o->id, o->timeout_ms / 1000);
+	return r;
+}
+
 /* The device is gone: drop its backend, and see the region end. */
 static int drop_backend(struct vm *vm, const struct options *o, const char *backend, const struct far_region *f)
 {
-	int r = vm_call(vm, backend, "object-del", json_pack("{s:s}", "id", backend), NULL);
+	int r = vm->domain ? FM_EXIT_OK : vm_call(vm, backend, "object-del", json_pack("{s:s}", "id", backend), NULL);
 
 	if (r || !f)
 		return r;
@@ -100,7 +116,7 @@ int cmd_remove(const struct options *o)
 	int ctl = -1, r;
 	size_t n = 0;
 
-	r = vm_open(&vm, o->vm, true);
+	r = vm_open(&vm, o, true);
 	if (!r)
 		r = find_device(&vm, o->id, &d, &plugged);
 	if (!r) {
@@ -111,7 +127,7 @@ int cmd_remove(const struct options *o)
 			r = far_connect(o->run_dir, &ctl);
 	}
 	if (!r && plugged)
-		r = unplug(&vm, o);
+		r = vm.domain ? unplug_domain(&vm, o) : unplug(&vm, o);
 	if (!r)
 		r = drop_backend(&vm, o, d.backend, f);
 	if (!r)
@@ -128,7 +144,7 @@ static int resolve(struct vm *vm, const char *id, char backend[ID_MAX])
 {
 	struct device *list = NULL;
 	size_t n = 0;
-	int r = vm->qmp ? vm_devices(vm, &list, &n) : FM_EXIT_OK;
+	int r = vm->qmp || vm->domain ? vm_devices(vm, &list, &n) : FM_EXIT_OK;
 
 	snprintf(backend, ID_MAX, "%s", id);
 	for (size_t i = 0; i < n; i++)
@@ -160,7 +176,7 @@ int cmd_detach(const struct options *o)
 
 	r = far_connect(o->run_dir, &ctl);
 	if (!r)
-		r = vm_open(&vm, o->vm, false);
+		r = vm_open(&vm, o, false);
 	if (!r && o->id)
 		r = resolve(&vm, o->id, backend);
 	if (!r)

@@ -107,11 +107,11 @@ int cmd_attach(const struct options *o)
 
 	r = far_connect(o->run_dir, &ctl);
 	if (!r)
-		r = vm_open(&vm, o->vm, false);
+		r = vm_open(&vm, o, false);
 	if (!r)
 		r = memory_check_vm(&vm);
 	if (!r)
-		r = (vm.qmp ? take_backends : take_mappings)(ctl, &vm, o->run_dir, &t);
+		r = (vm.qmp || vm.domain ? take_backends : take_mappings)(ctl, &vm, o->run_dir, &t);
 	if (!r && !t.taken && !t.refused) {
 		fm_warn("%s: %s", o->vm,
 			t.far ? "all its memory is attached already"

@@ -23,7 +23,7 @@ static int pid_of(const char *arg)
 	return end == arg || *end || errno || v <= 0 || v > 0x7fffffff ? -1 : (int)v;
 }
 
-static char *read_cmdline(int pid, size_t *len)
+char *vm_cmdline(int pid, size_t *len)
 {
 	char path[32], *buf = malloc(CMDLINE_MAX);
 	ssize_t n = -1;
@@ -48,12 +48,25 @@ static void path_of_process(int pid, const char *path, char *out, size_t cap)
 		snprintf(out, cap, "/proc/%d/%s/%s", pid, *path == '/' ? "root" : "cwd", path + (*path == '/'));
 }
 
+/* The socket is libvirt's, which keeps it. */
+static void say_domain(const char *arg, int pid)
+{
+	char name[256] = "";
+	size_t len;
+	char *cmdline = vm_cmdline(pid, &len);
+
+	if (!cmdline || !fm_qemu_option(cmdline, len, "name", "guest", name, sizeof name))
+		strcpy(name, "its name");
+	free(cmdline);
+	fm_warn("%s: its QMP socket belongs to libvirt: name the domain instead: fm-hotplug '%s' ...", arg, name);
+}
+
 /* Find a QMP socket on the command line of vm->pid, and connect. */
 static int open_by_pid(struct vm *vm, bool need_qmp)
 {
 	char paths[PATHS][FM_QEMU_PATH], path[PATHS * FM_QEMU_PATH + 32], why[FM_QMP_WHY] = "";
 	size_t len;
-	char *cmdline = read_cmdline(vm->pid, &len);
+	char *cmdline = vm_cmdline(vm->pid, &len);
 	bool by_fd = false;
 	unsigned n = cmdline ? fm_qemu_qmp_paths(cmdline, len, paths, PATHS, &by_fd) : 0;
 	int r = -ENOENT;
@@ -76,7 +89,7 @@ static int open_by_pid(struct vm *vm, bool need_qmp)
 	if (n)
 		fm_warn("%s: QMP socket %s: %s", vm->arg, path, why);
 	else if (by_fd)
-		fm_warn("%s: its QMP socket belongs to libvirt, and libvirt's domains cannot be named yet: only --attach works", vm->arg);
+		say_domain(vm->arg, vm->pid);
 	else
 		fm_warn("%s: no QMP socket on its command line: start the VM with -qmp unix:PATH,server=on,wait=off (--attach works without)",
 			vm->arg);
@@ -119,7 +132,7 @@ static bool is_blob_device(const char *arg)
 bool vm_has_blob(const struct vm *vm)
 {
 	size_t len;
-	char *buf = read_cmdline(vm->pid, &len);
+	char *buf = vm_cmdline(vm->pid, &len);
 	bool found = false;
 
 	for (char *a = buf, *end; buf && a < buf + len && !found; a = end + 1) {
@@ -137,6 +150,10 @@ static int open_by_path(struct vm *vm)
 	char why[FM_QMP_WHY];
 	int r = fm_qmp_open(vm->arg, GREETING_MS, &vm->qmp, why);
 
+	if (r == -ETIMEDOUT && strstr(vm->arg, "/qemu/domain-")) {
+		fm_warn("%s: libvirt holds this socket: name the domain instead", vm->arg);
+		return FM_EXIT_PEER;
+	}
 	if (r) {
 		fm_warn("%s: %s", vm->arg, why);
 		return FM_EXIT_PEER;
@@ -165,13 +182,14 @@ static void set_name(struct vm *vm)
 	json_decref(result);
 }
 
-int vm_open(struct vm *vm, const char *arg, bool need_qmp)
+int vm_open(struct vm *vm, const struct options *o, bool need_qmp)
 {
+	const char *arg = o->vm;
 	uint64_t start;
 	struct stat st;
 	int r;
 
-	*vm = (struct vm){.arg = arg};
+	*vm = (struct vm){.arg = arg, .run_dir = o->run_dir};
 	if (!strncmp(arg, "pid:", 4)) {
 		vm->pid = pid_of(arg + 4);
 		if (vm->pid < 0) {
@@ -184,9 +202,8 @@ int vm_open(struct vm *vm, const char *arg, bool need_qmp)
 			return FM_EXIT_PEER;
 		}
 		r = open_by_pid(vm, need_qmp);
-	} else if (!strchr(arg, '/') && stat(arg, &st) < 0) {
-		fm_warn("VM '%s': names and UUIDs of libvirt domains are not understood yet: give a QMP socket's path, or pid:N", arg);
-		return FM_EXIT_USAGE;
+	} else if (!strchr(arg, '/') && (stat(arg, &st) < 0 || !S_ISSOCK(st.st_mode))) {
+		return domain_open(vm);
 	} else {
 		r = open_by_path(vm);
 	}
@@ -199,6 +216,20 @@ void vm_close(struct vm *vm)
 {
 	fm_qmp_close(vm->qmp);
 	vm->qmp = NULL;
+	domain_close(vm);
+}
+
+int vm_human(struct vm *vm, const char *line, char **text)
+{
+	int r;
+
+	if (vm->domain)
+		return domain_human(vm, line, text);
+	r = fm_qmp_human(vm->qmp, line, text, FM_QMP_REPLY_MS);
+	if (!r)
+		return FM_EXIT_OK;
+	fm_warn("%s: %s: %s", vm->arg, line, fm_qmp_why(vm->qmp));
+	return FM_EXIT_FAILED;
 }
 
 int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, json_t **result)
@@ -245,7 +276,11 @@ int vm_backends(struct vm *vm, struct backend **list, size_t *n)
 	json_t *result = NULL, *b;
 	void *memory;
 	size_t i;
-	int r = query(vm, "query-memdev", sizeof **list, &memory, &result);
+	int r;
+
+	if (vm->domain)
+		return domain_backends(vm, list, n);
+	r = query(vm, "query-memdev", sizeof **list, &memory, &result);
 
 	*list = memory;
 	*n = 0;
@@ -266,7 +301,11 @@ int vm_devices(struct vm *vm, struct device **list, size_t *n)
 	json_t *result = NULL, *e, *data;
 	void *memory;
 	size_t i;
-	int r = query(vm, "query-memory-devices", sizeof **list, &memory, &result);
+	int r;
+
+	if (vm->domain)
+		return domain_devices(vm, list, n);
+	r = query(vm, "query-memory-devices", sizeof **list, &memory, &result);
 
 	*list = memory;
 	*n = 0;

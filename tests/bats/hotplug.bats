@@ -170,12 +170,26 @@ print(n)
 	says 'multiple of 128M'
 }
 
-@test "a libvirt domain's name or UUID is not understood yet, and that is said" {
+@test "a libvirt domain, but no virsh, no libvirtd, or one on another host" {
 	start_faultd
+	(
+		export PATH=$FM_TMP
+		"$FM_BIN/fm-hotplug" some-domain 1G 3>&- 2> "$FM_TMP/err"
+	) && return 1 || [ $? -eq 3 ]
+	grep -q 'virsh: not found' "$FM_TMP/err"
+	export LIBVIRT_DEFAULT_URI=qemu+ssh://other/system
 	hotplug 2 some-domain 1G
-	says 'libvirt'
-	hotplug 2 --list 6695eb01-f6a4-8304-79aa-97f2502e193f
-	says 'pid:N'
+	says 'another host'
+	requires virsh || skip "no virsh"
+	export LIBVIRT_DEFAULT_URI="qemu:///system?socket=$FM_TMP/none"
+	for what in --list --attach --detach --print-xml; do
+		hotplug 3 "$what" 6695eb01-f6a4-8304-79aa-97f2502e193f
+		says 'does libvirtd run?'
+	done
+	hotplug 2 "$(printf 'x%.0s' {1..300})" 1G
+	hotplug 2 --print-xml "$QMP"
+	says 'libvirt domains'
+	hotplug 2 --print-xml pid:1
 }
 
 @test "no fm-faultd: exit code 3, and the VM is as before" {
