@@ -238,7 +238,7 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 			continue;
 		}
 		/* Before the page is ours: whoever cleans up after us looks at the pages named here. */
-		atomic_store(&r->map.hdr->evict_inflight[kept], v.page + 1);
+		atomic_store(&r->map.hdr->evict_inflight[b->half * FM_EVICT_HALF + kept], v.page + 1);
 		do {
 			v.was_clean = fm_word_state(w) == FM_CLEAN && !(w & FM_F_GRACE);
 			v.had_stored = w & FM_F_STORED;
@@ -264,8 +264,8 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		else if (fm_word_state(w) == FM_BUSY)
 			fm_queue_push(r->queue, v.page); /* a shard has it for a moment */
 	}
-	if (kept < FM_EVICT_BATCH)
-		atomic_store(&r->map.hdr->evict_inflight[kept], 0);
+	if (kept < FM_EVICT_HALF)
+		atomic_store(&r->map.hdr->evict_inflight[b->half * FM_EVICT_HALF + kept], 0);
 	b->n = kept;
 }
 
@@ -329,10 +329,10 @@ static void write_protect(struct fm_evict_region *r, struct batch *b)
 }
 
 /* Read the dirty pages into their slots of buf (slot i is victim i) and find the ones that are all zero. */
-static void read_pages(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
+static void read_pages(struct fm_evict_region *r, struct batch *b)
 {
 	for (unsigned i = 0, k; i < b->n; i += k) {
-		unsigned char *to = e->buf + (size_t)i * FM_PAGE_SIZE;
+		unsigned char *to = b->buf + (size_t)i * FM_PAGE_SIZE;
 		size_t len, got = 0;
 
 		k = 1;
@@ -439,49 +439,60 @@ static void drop_stale(struct fm_evictor *e, struct fm_evict_region *r, const st
 		fm_store_delete(e->store, r->map.hdr->id, req, n);
 }
 
-static void put_pages(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
+/* Give the pages to the store; zero ones need none. */
+static void put_begin(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
 {
-	struct fm_store_req req[FM_EVICT_BATCH];
-	unsigned who[FM_EVICT_BATCH], n = 0, put = 0;
-	bool by_gen = e->store->ops->lists_no_keys;
-	uint64_t bad = 0;
-
+	b->nreq = 0;
 	for (unsigned i = 0; i < b->n; i++) {
 		struct victim *v = &b->v[i];
+		unsigned char *bytes = b->buf + (size_t)i * FM_PAGE_SIZE;
 
 		if (!v->ours || v->was_clean)
 			continue;
 		if (v->zero) {
-			stored(r, b, v, e->buf + (size_t)i * FM_PAGE_SIZE, by_gen);
+			stored(r, b, v, bytes, e->store->ops->lists_no_keys);
 			continue;
 		}
-		who[n] = i;
-		req[n++] = (struct fm_store_req){
+		b->who[b->nreq] = i;
+		b->req[b->nreq++] = (struct fm_store_req){
 		    .page = v->page,
 		    .gen = fm_word_gen(v->w),
 		    .old_gen = v->old_gen,
 		    .epoch = fm_word_epoch(v->w),
 		    .old_epoch = v->old_epoch,
-		    .buf = e->buf + (size_t)i * FM_PAGE_SIZE,
+		    .buf = bytes,
 		};
 	}
-	if (n)
-		fm_store_put(e->store, r->map.hdr->id, req, n);
-	for (unsigned i = 0; i < n; i++) {
-		if (req[i].result == FM_STORE_OK) {
+	if (b->nreq)
+		fm_store_put_begin(e->store, r->map.hdr->id, b->req, b->nreq);
+}
+
+/* Wait for the store's acknowledgements: each page that has its own may leave from here on. */
+static void put_end(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
+{
+	bool by_gen = e->store->ops->lists_no_keys;
+	unsigned put = 0;
+	uint64_t bad = 0;
+
+	if (b->nreq)
+		fm_store_put_end(e->store);
+	for (unsigned i = 0; i < b->nreq; i++) {
+		struct victim *v = &b->v[b->who[i]];
+
+		if (b->req[i].result == FM_STORE_OK) {
 			put++;
-			b->v[who[i]].acknowledged = true;
-			stored(r, b, &b->v[who[i]], req[i].buf, by_gen);
+			v->acknowledged = true;
+			stored(r, b, v, b->req[i].buf, by_gen);
 			continue;
 		}
-		bad |= req[i].result == FM_STORE_FULL ? FM_REGION_STORE_FULL : FM_REGION_STORE_DOWN;
+		bad |= b->req[i].result == FM_STORE_FULL ? FM_REGION_STORE_FULL : FM_REGION_STORE_DOWN;
 		fm_bump(&r->map.hdr->evict.store_errors, 1);
-		give_back(r, b, &b->v[who[i]]);
+		give_back(r, b, v);
 	}
 	fm_bump(&r->map.hdr->evict.store_puts, put);
 	if (by_gen)
 		drop_stale(e, r, b);
-	if (n)
+	if (b->nreq)
 		store_flag(r, bad, bad ? 0 : FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN);
 }
 
@@ -555,6 +566,7 @@ static void make_room(struct fm_evictor *e, struct fm_evict_region *r, unsigned 
 
 unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
 {
+	_Atomic uint32_t *inflight = &r->map.hdr->evict_inflight[b->half * FM_EVICT_HALF];
 	unsigned left;
 
 	punch(r, b);
@@ -562,25 +574,58 @@ unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct bat
 	if (left)
 		make_room(e, r, left);
 	atomic_store(&r->map.hdr->cooling, fm_grace_count(r->grace));
-	/* Counted: from here on a crash finds nothing to mend. */
-	for (unsigned i = 0; i < FM_EVICT_BATCH && fm_ld(&r->map.hdr->evict_inflight[i]); i++)
-		atomic_store(&r->map.hdr->evict_inflight[i], 0);
+	/* Counted: from here on a crash finds nothing of it to mend. */
+	for (unsigned i = 0; i < FM_EVICT_HALF && fm_ld(&inflight[i]); i++)
+		atomic_store(&inflight[i], 0);
 	return left;
+}
+
+/* The next batch of at most n pages, up to the point where only the store is wanted. Returns whether there is one. */
+static bool prepare(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b, unsigned n)
+{
+	take(r, b, n < FM_EVICT_HALF ? n : FM_EVICT_HALF, FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now)));
+	b->grace_ns = fm_ld(&r->map.hdr->grace_ms) * 1000000u;
+	write_protect(r, b);
+	b->protected_ns = b->grace_ns ? fm_now_ns() : 0;
+	read_pages(r, b);
+	return b->n > 0;
 }
 
 unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n)
 {
-	struct batch b;
-	unsigned left;
+	struct batch b[2], *now = &b[0], *before = NULL;
+	unsigned left = 0, failed = 0, asked = 0;
 
-	take(r, &b, n < FM_EVICT_BATCH ? n : FM_EVICT_BATCH, FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now)));
-	b.grace_ns = fm_ld(&r->map.hdr->grace_ms) * 1000000u;
-	write_protect(r, &b);
-	b.protected_ns = b.grace_ns ? fm_now_ns() : 0;
-	read_pages(e, r, &b);
-	put_pages(e, r, &b);
-	left = evict_leave(e, r, &b);
-	if (!left && b.failed)
+	for (unsigned i = 0; i < 2; i++) {
+		b[i].half = i;
+		b[i].buf = e->buf + (size_t)i * FM_EVICT_HALF * FM_PAGE_SIZE;
+	}
+	if (n > FM_EVICT_MOST)
+		n = FM_EVICT_MOST;
+	for (;;) {
+		bool more = false;
+
+		/* What the store refuses it refuses again: no more of it in this call. */
+		if (asked < n && !failed && !r->gone) {
+			more = prepare(e, r, now, n - asked);
+			asked += now->n;
+			if (!more)
+				failed += now->failed;
+		}
+		if (before)
+			put_end(e, r, before);
+		if (more)
+			put_begin(e, r, now);
+		if (before) {
+			left += evict_leave(e, r, before);
+			failed += before->failed;
+		}
+		if (!more)
+			break;
+		before = now;
+		now = &b[1 - now->half];
+	}
+	if (!left && failed)
 		r->stalled_until_ns = fm_now_ns() + 20000000;
 	return left;
 }

@@ -19,6 +19,8 @@
 #include "store.h"
 #include "uffd.h"
 
+#define FM_EVICT_MOST 512
+
 /* What the evictor holds for all regions. */
 struct fm_evictor {
 	struct fm_daemon_shm *daemon;
@@ -63,7 +65,8 @@ void fm_evict_drain(struct fm_evictor *e, struct fm_evict_region *r);
 void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r);
 
 /*
- * Evict up to n pages (at most FM_EVICT_BATCH are taken at a time). Returns how many left the host. 0 with
+ * Evict up to n pages, FM_EVICT_MOST at most, with never more than FM_EVICT_BATCH owned at a time: while the store works on a
+ * batch, the next is taken and read, so a call of several batches costs less a page. Returns how many left the host. 0 with
  * stalled_until_ns set: nothing can leave now (store full or down, or every page busy).
  */
 unsigned fm_evict_batch(struct fm_evictor *e, struct fm_evict_region *r, unsigned n);

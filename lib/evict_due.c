@@ -121,7 +121,7 @@ unsigned fm_evict_due(struct fm_evictor *e, struct fm_evict_region *r, unsigned 
 
 		for (unsigned i = 0; i < k; i++)
 			decide(e, r, &b, &p[i]);
-		if (b.n < FM_EVICT_BATCH)
+		if (b.n < FM_EVICT_HALF)
 			atomic_store(&r->map.hdr->evict_inflight[b.n], 0);
 		left += evict_leave(e, r, &b);
 	}

@@ -21,12 +21,18 @@ struct victim {
 	bool acknowledged; /* the store has the new copy, and has deleted the old one */
 };
 
+/* Two of them take turns: while the store works on the one, the other is taken, protected and read. */
+#define FM_EVICT_HALF (FM_EVICT_BATCH / 2)
 struct batch {
-	struct victim v[FM_EVICT_BATCH];
+	unsigned half;      /* 0 or 1: its part of evict_inflight */
+	unsigned char *buf; /* slot i is victim i's */
+	struct victim v[FM_EVICT_HALF];
 	unsigned n;
 	unsigned failed;  /* the store refused, or the range was busy: the page went back to the queue */
 	uint64_t grace_ns;     /* of the region; 0 none */
 	uint64_t protected_ns; /* when all of them were write-protected */
+	struct fm_store_req req[FM_EVICT_HALF]; /* what the store was asked to put */
+	unsigned who[FM_EVICT_HALF], nreq;      /* ... and whose pages these are */
 };
 
 /* Queue a page whose word is w, if there is something to do for it. */

@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -167,9 +168,13 @@ static void dial(struct fm_mc_conn *c)
 static void greet(struct fm_mc_conn *c)
 {
 	static const char hello[] = "stats\r\nstats settings\r\n";
+	const struct timeval slice = {.tv_usec = SLICE_MS * 1000};
 	socklen_t len = sizeof(int);
 	int e = 0;
 
+	/* From here on only what says so waits: see fm_mc_run(). */
+	fcntl(c->fd, F_SETFL, O_RDWR);
+	setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof slice);
 	if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &e, &len) < 0 || e) {
 		fm_mc_fail(c, e ? -e : -errno);
 		return;
@@ -177,7 +182,7 @@ static void greet(struct fm_mc_conn *c)
 	memset(&c->hello, 0, sizeof c->hello);
 	c->greeting = 2;
 	c->state = FM_MC_GREETING;
-	if (send(c->fd, hello, sizeof hello - 1, MSG_NOSIGNAL) != (ssize_t)sizeof hello - 1)
+	if (send(c->fd, hello, sizeof hello - 1, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof hello - 1)
 		fm_mc_fail(c, -ECONNRESET); /* a fresh socket takes 25 bytes */
 }
 
@@ -264,7 +269,8 @@ static bool on_reply(const struct fm_mc_run *r, struct fm_mc_conn *c, enum fm_mc
 	return true;
 }
 
-static bool receive(const struct fm_mc_run *r, struct fm_mc_conn *c)
+/* flags: MSG_DONTWAIT, or 0 to wait for SLICE_MS. Returns whether anything came. */
+static bool receive(const struct fm_mc_run *r, struct fm_mc_conn *c, int flags)
 {
 	ssize_t n;
 
@@ -273,7 +279,7 @@ static bool receive(const struct fm_mc_run *r, struct fm_mc_conn *c)
 		c->in_len -= c->in_at;
 		c->in_at = 0;
 	}
-	n = recv(c->fd, c->in + c->in_len, IN_BYTES - c->in_len, 0);
+	n = recv(c->fd, c->in + c->in_len, IN_BYTES - c->in_len, flags);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
 	if (n <= 0) {
@@ -301,7 +307,7 @@ static bool receive(const struct fm_mc_run *r, struct fm_mc_conn *c)
 
 static bool transmit(struct fm_mc_conn *c)
 {
-	ssize_t n = send(c->fd, c->out + c->out_at, c->out_len - c->out_at, MSG_NOSIGNAL);
+	ssize_t n = send(c->fd, c->out + c->out_at, c->out_len - c->out_at, MSG_NOSIGNAL | MSG_DONTWAIT);
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;
@@ -310,6 +316,8 @@ static bool transmit(struct fm_mc_conn *c)
 		return false;
 	}
 	c->out_at += (size_t)n;
+	if (c->out_at == c->out_len)
+		c->out_at = c->out_len = 0; /* what follows finds the same memory, still in the cache */
 	return true;
 }
 
@@ -323,11 +331,31 @@ static bool finished(const struct fm_mc_conn *c)
 	return c->error || (c->state == FM_MC_READY && c->out_at == c->out_len && c->settled == c->expect);
 }
 
+void fm_mc_push(struct fm_mc_conn *c)
+{
+	if (!c->error && wants_send(c))
+		transmit(c);
+}
+
+/* What poll(2) said of a connection. Returns whether anything moved. */
+static bool attend(const struct fm_mc_run *r, struct fm_mc_conn *c, short revents)
+{
+	bool progress = false;
+
+	if (c->state == FM_MC_CONNECTING && revents) {
+		greet(c);
+		return true;
+	}
+	if (revents & (POLLIN | POLLERR | POLLHUP))
+		progress = receive(r, c, MSG_DONTWAIT);
+	if (!c->error && wants_send(c))
+		progress |= transmit(c);
+	return progress;
+}
+
 void fm_mc_run(const struct fm_mc_run *r)
 {
-	struct pollfd p[MAX_CONNS];
-	uint64_t moved[MAX_CONNS], start = now_ns(), idle = start, now;
-	struct fm_mc_conn *who[MAX_CONNS];
+	uint64_t moved[MAX_CONNS], start = now_ns(), idle = start, now = start;
 
 	for (unsigned i = 0; i < r->n; i++) {
 		moved[i] = start;
@@ -338,7 +366,9 @@ void fm_mc_run(const struct fm_mc_run *r)
 			transmit(r->conns[i]);
 	}
 	for (;;) {
+		struct pollfd p[MAX_CONNS];
 		unsigned n = 0, at[MAX_CONNS];
+		bool patient = now - start < r->yield_ns, one = false, any = false;
 
 		for (unsigned i = 0; i < r->n; i++) {
 			struct fm_mc_conn *c = r->conns[i];
@@ -346,7 +376,6 @@ void fm_mc_run(const struct fm_mc_run *r)
 			if (finished(c))
 				continue;
 			at[n] = i;
-			who[n] = c;
 			p[n++] = (struct pollfd){
 			    .fd = c->fd,
 			    .events = (short)(POLLIN | (c->state == FM_MC_CONNECTING || wants_send(c) ? POLLOUT : 0)),
@@ -354,26 +383,21 @@ void fm_mc_run(const struct fm_mc_run *r)
 		}
 		if (!n)
 			return;
-		poll(p, n, SLICE_MS);
+		/* The usual wait is for one server's reply: recv(2) does that by itself. */
+		if (n == 1 && p[0].events == POLLIN)
+			any = one = receive(r, r->conns[at[0]], patient ? MSG_DONTWAIT : 0);
+		else
+			poll(p, n, patient ? 0 : SLICE_MS);
 		now = now_ns();
 		if (r->idle && now - idle >= SLICE_MS * 1000000u) {
 			idle = now;
 			r->idle(r->idle_arg);
 		}
 		for (unsigned k = 0; k < n; k++) {
-			struct fm_mc_conn *c = who[k];
-			bool progress = false;
+			struct fm_mc_conn *c = r->conns[at[k]];
 
-			if (c->state == FM_MC_CONNECTING && p[k].revents) {
-				greet(c);
-				progress = true;
-			} else {
-				if (p[k].revents & (POLLIN | POLLERR | POLLHUP))
-					progress = receive(r, c);
-				if (!c->error && wants_send(c))
-					progress |= transmit(c);
-			}
-			if (progress) {
+			if (one || attend(r, c, p[k].revents)) {
+				any = true;
 				moved[at[k]] = now;
 				if (c->state == FM_MC_READY)
 					c->failures = 0;
@@ -384,5 +408,7 @@ void fm_mc_run(const struct fm_mc_run *r)
 			if (!finished(c) && (now - moved[at[k]] > r->timeout_ns || now - start > TRICKLE * r->timeout_ns))
 				fm_mc_fail(c, -ETIMEDOUT);
 		}
+		if (patient && !any)
+			sched_yield();
 	}
 }

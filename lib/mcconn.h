@@ -73,6 +73,11 @@ bool fm_mc_usable(const struct fm_mc_conn *c);
 
 /* Begin a batch. */
 void fm_mc_begin(struct fm_mc_conn *c);
+/*
+ * Send what was appended so far, if the server takes it now: it can begin while the rest of the batch is being made. Without
+ * a connection nothing happens; fm_mc_run() makes it. Errors are left to fm_mc_run(), too.
+ */
+void fm_mc_push(struct fm_mc_conn *c);
 /* Append bytes of a request; replies: final replies that it will bring (END counts, VALUE does not). Returns 0 or -ENOMEM. */
 int fm_mc_add(struct fm_mc_conn *c, const void *bytes, size_t n, unsigned replies);
 
@@ -90,6 +95,7 @@ struct fm_mc_run {
 	struct fm_mc_conn **conns;
 	unsigned n;
 	uint64_t timeout_ns; /* for each connection, from the last byte that moved */
+	uint64_t yield_ns;   /* before it sleeps, let others run and look again for so long: replies come one by one, each with a wake-up */
 	fm_mc_handler *handler;
 	fm_mc_greeter *greeter; /* may be NULL */
 	fm_mc_idle *idle;       /* may be NULL */

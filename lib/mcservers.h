@@ -26,7 +26,7 @@ struct fm_mc_server {
 	struct fm_mc_conn conn;
 	struct fm_mc_servers *all;
 	uint64_t refused_ns;       /* CLOCK_MONOTONIC: connections were refused from then on; 0: not */
-	uint8_t sent[FM_MC_BATCH]; /* requests of this batch, in the order of their replies */
+	uint8_t sent[2 * FM_MC_BATCH]; /* requests of this batch, in the order of their replies; the store knows more of them */
 	unsigned nsent, next;      /* ... how many, and the first whose reply is to come */
 };
 

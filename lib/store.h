@@ -24,7 +24,7 @@ enum fm_store_result {
 struct fm_store_req {
 	uint64_t page;    /* page number in the region */
 	uint64_t gen;     /* generation, >= 1 */
-	uint64_t old_gen; /* put: a copy of this generation may be there, and is deleted when the new one is acknowledged; 0 none */
+	uint64_t old_gen; /* put: a copy of this generation may be there, and is deleted, whatever comes of the put; 0 none */
 	uint32_t epoch;     /* tag of the placement epoch (page.h) of gen; of no meaning to dir: */
 	uint32_t old_epoch; /* ... of old_gen */
 	bool moving;        /* put: a copy of this very generation may be there by another epoch: when the put fails, delete nothing.
@@ -57,6 +57,8 @@ struct fm_store_ops {
 	int (*region_begin)(struct fm_store *s, uint64_t region); /* NULL: nothing to prepare */
 	void (*get)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*put)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
+	void (*put_begin)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n); /* NULL, with put_end: put does it all */
+	void (*put_end)(struct fm_store *s);
 	void (*del)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*forget)(struct fm_store *s, uint64_t region);
 	int (*region_end)(struct fm_store *s, uint64_t region);
@@ -116,6 +118,19 @@ static inline void fm_store_get(struct fm_store *s, uint64_t region, struct fm_s
 static inline void fm_store_put(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
 {
 	s->ops->put(s, region, r, n);
+}
+/*
+ * A put in two halves, so that the caller can do other work while the store does its: r and what it points to are the store's until
+ * fm_store_put_end(), which waits until each request (at most FM_EVICT_BATCH) has its result. No other call on the handle in between.
+ */
+static inline void fm_store_put_begin(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	(s->ops->put_begin ? s->ops->put_begin : s->ops->put)(s, region, r, n);
+}
+static inline void fm_store_put_end(struct fm_store *s)
+{
+	if (s->ops->put_end)
+		s->ops->put_end(s);
 }
 static inline void fm_store_delete(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
 {

@@ -21,6 +21,11 @@
 
 #define BATCH     FM_MC_BATCH
 #define KEY_BYTES 40
+#define SENT_BESIDE 0x80 /* in sent[]: a request whose reply says nothing about the page's outcome */
+#define PUSH_EVERY 16
+#define YIELD_NS  100000
+
+_Static_assert(BATCH <= SENT_BESIDE, "an index and a bit share a byte of sent[]");
 
 /* What came of one request on one of its servers. */
 enum outcome { UNTRIED = 0, ASKED, GOOD, MISSING, GONE, FULL, UNKNOWN };
@@ -42,6 +47,7 @@ struct mc_store {
 	/* of the batch that runs */
 	struct fm_seal *seal;
 	struct fm_store_req *req;
+	uint64_t region;
 	unsigned n, copies[BATCH];
 	uint8_t place[BATCH][FM_PLACE_REPLICAS];
 	uint8_t outcome[BATCH][FM_PLACE_REPLICAS];
@@ -163,10 +169,24 @@ static int mc_region_begin(struct fm_store *store, uint64_t region)
 	return 0;
 }
 
+static char *hex(char *to, uint64_t v, unsigned digits)
+{
+	for (unsigned i = digits; i-- > 0; v >>= 4)
+		to[i] = "0123456789abcdef"[v & 15];
+	return to + digits;
+}
+
 static size_t key_of(char key[KEY_BYTES], uint64_t region, uint64_t page, uint64_t gen)
 {
-	return (size_t)snprintf(key, KEY_BYTES, "fm%016llx%08llx%011llx", (unsigned long long)region, (unsigned long long)page,
-				(unsigned long long)gen);
+	char *to = key;
+
+	*to++ = 'f';
+	*to++ = 'm';
+	to = hex(to, region, 16);
+	to = hex(to, page, 8);
+	to = hex(to, gen, 11);
+	*to = '\0';
+	return (size_t)(to - key);
 }
 
 /*
@@ -207,6 +227,17 @@ static void set_outcome(struct mc_store *s, unsigned i, const struct fm_mc_serve
 			s->outcome[i][c] = (uint8_t)o;
 }
 
+static fm_mc_handler on_put;
+
+/* The reply to the oldest request that v was sent, or that there will be none. */
+static void settle(struct mc_store *s, struct fm_mc_server *v, enum outcome o)
+{
+	uint8_t i = v->sent[v->next++];
+
+	if (!(i & SENT_BESIDE))
+		set_outcome(s, i, v, o);
+}
+
 /* Run what was sent; then every request without a reply has an outcome too. */
 static void run(struct mc_store *s, fm_mc_handler *handler)
 {
@@ -214,6 +245,7 @@ static void run(struct mc_store *s, fm_mc_handler *handler)
 	struct fm_mc_run r = {
 	    .conns = conns,
 	    .timeout_ns = s->servers.uri.timeout_ms * 1000000ull,
+	    .yield_ns = handler == on_put ? YIELD_NS : 0,
 	    .handler = handler,
 	    .greeter = fm_mc_server_greet,
 	    .idle = s->idle,
@@ -235,8 +267,8 @@ static void run(struct mc_store *s, fm_mc_handler *handler)
 			o = fm_mc_server_silent(v) ? GONE : UNKNOWN;
 		else
 			v->refused_ns = 0;
-		for (; v->next < v->nsent; v->next++)
-			set_outcome(s, v->sent[v->next], v, o);
+		while (v->next < v->nsent)
+			settle(s, v, o);
 		v->nsent = v->next = 0;
 		if (!v->conn.error)
 			fm_mc_begin(&v->conn);
@@ -350,12 +382,33 @@ static void on_put(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, cons
 	struct fm_mc_server *v = fm_mc_server_of(c);
 
 	(void)item;
-	if (v->next == v->nsent)
-		return;
-	set_outcome(s, v->sent[v->next++], v,
-		    reply == FM_MC_STORED				 ? GOOD
-		    : reply == FM_MC_FULL || reply == FM_MC_TOO_LARGE ? FULL
-								 : UNKNOWN);
+	if (v->next < v->nsent)
+		settle(s, v,
+		       reply == FM_MC_STORED				 ? GOOD
+		       : reply == FM_MC_FULL || reply == FM_MC_TOO_LARGE ? FULL
+									 : UNKNOWN);
+}
+
+/*
+ * Delete the copy that request i supersedes, in the same pipeline: no word will name it any more, whatever comes of the put. What
+ * comes of the delete changes nothing either.
+ */
+static void send_delete_old(struct mc_store *s, uint64_t region, unsigned i)
+{
+	const struct fm_store_req *r = &s->req[i];
+	char key[KEY_BYTES], line[FM_MC_KEY_MAX + 64];
+	uint8_t place[FM_PLACE_REPLICAS];
+	unsigned copies = placed(s, region, r->page, r->old_epoch, place);
+	size_t n;
+
+	key_of(key, region, r->page, r->old_gen);
+	n = fm_mc_delete(line, sizeof line, key);
+	for (unsigned c = 0; c < copies; c++) {
+		struct fm_mc_server *v = &s->servers.server[place[c]];
+
+		if (!v->conn.error && fm_mc_usable(&v->conn) && fm_mc_add(&v->conn, line, n, 1) == 0)
+			v->sent[v->nsent++] = (uint8_t)(i | SENT_BESIDE);
+	}
 }
 
 static int send_put(struct mc_store *s, unsigned i)
@@ -393,7 +446,7 @@ static void on_delete(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, c
 
 	(void)item;
 	if (v->next < v->nsent)
-		set_outcome(s, v->sent[v->next++], v, reply == FM_MC_DELETED || reply == FM_MC_NOT_FOUND ? GOOD : UNKNOWN);
+		settle(s, v, reply == FM_MC_DELETED || reply == FM_MC_NOT_FOUND ? GOOD : UNKNOWN);
 }
 
 /* Delete copies of request i with that generation from its servers of that epoch, but not from those of the epoch *but (NULL: all). The reply counts in run() like any other. */
@@ -441,33 +494,51 @@ static enum fm_store_result put_result(struct mc_store *s, unsigned i)
 	return full ? FM_STORE_FULL : good ? FM_STORE_OK : FM_STORE_DOWN;
 }
 
-static void mc_put(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+static void mc_put_begin(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
 {
 	struct mc_store *s = (struct mc_store *)store;
 
-	for (unsigned at = 0; at < n; at += BATCH) {
-		unsigned k = n - at < BATCH ? n - at : BATCH;
-		bool clean = false;
+	begin(s, region, r, n);
+	s->region = region;
+	for (unsigned i = 0; i < n && s->seal; i++) {
+		if (send_put(s, i))
+			s->outcome[i][0] = UNKNOWN;
+		if (r[i].old_gen && !r[i].moving)
+			send_delete_old(s, region, i);
+		/* The servers work on these while the next ones are sealed. */
+		if (i % PUSH_EVERY == PUSH_EVERY - 1)
+			for (unsigned k = 0; k < s->servers.n; k++)
+				fm_mc_push(&s->servers.server[k].conn);
+	}
+	for (unsigned k = 0; k < s->servers.n; k++)
+		fm_mc_push(&s->servers.server[k].conn);
+}
 
-		begin(s, region, r + at, k);
-		for (unsigned i = 0; i < k && s->seal; i++)
-			if (send_put(s, i))
-				s->outcome[i][0] = UNKNOWN;
-		run(s, on_put);
-		for (unsigned i = 0; i < k; i++)
-			r[at + i].result = put_result(s, i);
-		/* Copies that no word will name: the one before, once this one is acknowledged; or this one, when it failed. */
-		for (unsigned i = 0; i < k; i++) {
-			bool good = r[at + i].result == FM_STORE_OK;
-			uint64_t gen = good ? r[at + i].old_gen : r[at + i].gen;
+static void mc_put_end(struct fm_store *store)
+{
+	struct mc_store *s = (struct mc_store *)store;
+	bool clean = false;
 
-			if (gen && !r[at + i].moving) {
-				send_delete(s, region, i, gen, good ? r[at + i].old_epoch : r[at + i].epoch, NULL);
-				clean = true;
-			}
+	run(s, on_put);
+	for (unsigned i = 0; i < s->n; i++) {
+		struct fm_store_req *r = &s->req[i];
+
+		r->result = put_result(s, i);
+		/* Another server of the page may have it, but no word will name it. */
+		if (r->result != FM_STORE_OK && !r->moving) {
+			send_delete(s, s->region, i, r->gen, r->epoch, NULL);
+			clean = true;
 		}
-		if (clean)
-			run(s, on_delete);
+	}
+	if (clean)
+		run(s, on_delete);
+}
+
+static void mc_put(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	for (unsigned at = 0; at < n; at += BATCH) {
+		mc_put_begin(store, region, r + at, n - at < BATCH ? n - at : BATCH);
+		mc_put_end(store);
 	}
 }
 
@@ -532,6 +603,8 @@ const struct fm_store_ops fm_store_memcached = {
     .region_begin = mc_region_begin,
     .get = mc_get,
     .put = mc_put,
+    .put_begin = mc_put_begin,
+    .put_end = mc_put_end,
     .del = mc_del,
     .forget = mc_forget,
     .region_end = mc_region_end,

@@ -244,14 +244,14 @@ static void on_message(struct evictord *d)
 /* One batch of what may leave now, and the begin of as much more as is wanted. Returns how many pages left. */
 static unsigned evict_some(struct evictord *d, struct slot *s, uint64_t want)
 {
-	unsigned n = want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH;
+	unsigned n = want < FM_EVICT_MOST ? (unsigned)want : FM_EVICT_MOST;
 	unsigned left = fm_evict_due(&d->evictor, &s->r, n);
 
 	want -= left;
 	if (want <= fm_grace_count(s->r.grace))
 		return left;
 	want -= fm_grace_count(s->r.grace);
-	return left + fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_BATCH ? (unsigned)want : FM_EVICT_BATCH);
+	return left + fm_evict_batch(&d->evictor, &s->r, want < FM_EVICT_MOST ? (unsigned)want : FM_EVICT_MOST);
 }
 
 /* Batches for requests: one each. Returns true when some are left, and *moved when pages left. */
@@ -468,7 +468,7 @@ static int work(struct evictord *d)
 		d->starting = false;
 	pick = fm_policy_pick(d->starts, d->nslots, start, limit, d->starting, &take);
 	if (pick >= 0) {
-		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_BATCH ? (unsigned)take : FM_EVICT_BATCH);
+		fm_evict_batch(&d->evictor, &nth(d, pick)->r, take < FM_EVICT_MOST ? (unsigned)take : FM_EVICT_MOST);
 		busy = true;
 	}
 	if (busy || purging)
