@@ -328,6 +328,18 @@ static void write_protect(struct fm_evict_region *r, struct batch *b)
 	}
 }
 
+/*
+ * A discard may have been noted between the look in take() and the swap, or after it. Its client goes on at once, and what it writes before
+ * the protection is on raises no fault: the walk would then find DROPPING, and have the page and that write thrown away. Whoever wrote so
+ * wrote after the note: so a page that no note names now, protected, was not written to unseen.
+ */
+static void spare_discarded(struct fm_evict_region *r, struct batch *b)
+{
+	for (unsigned i = 0; i < b->n; i++)
+		if (b->v[i].ours && !b->v[i].was_clean && evict_is_discarded(&r->map.shards[b->v[i].shard], b->v[i].page))
+			give_back(r, b, &b->v[i]);
+}
+
 /* Read the dirty pages into their slots of buf (slot i is victim i) and find the ones that are all zero. */
 static void read_pages(struct fm_evict_region *r, struct batch *b)
 {
@@ -587,6 +599,7 @@ static bool prepare(struct fm_evictor *e, struct fm_evict_region *r, struct batc
 	b->grace_ns = fm_ld(&r->map.hdr->grace_ms) * 1000000u;
 	write_protect(r, b);
 	b->protected_ns = b->grace_ns ? fm_now_ns() : 0;
+	spare_discarded(r, b);
 	read_pages(r, b);
 	return b->n > 0;
 }
