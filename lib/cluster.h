@@ -31,14 +31,20 @@ enum fm_server_role {
 	FM_SERVER_DRAINED,    /* takes no new pages; those it has move away */
 };
 
-/* Written by fm-faultd's main thread only, but for missed. */
+/* Set by who puts pages. */
+enum fm_server_flags {
+	FM_SERVER_MISSED = 1, /* it did not get its copy of a page; cleared when an epoch is opened */
+	FM_SERVER_FULL = 2,   /* it refused a page for want of room, and took none since */
+};
+
+/* Written by fm-faultd's main thread only, but for flags. */
 struct fm_server_shm {
 	char address[FM_SERVER_ADDRESS]; /* set before state leaves NONE; never changed after */
 	unsigned char sockaddr[128];     /* resolved by fm-faultd: struct sockaddr_storage */
 	uint32_t sockaddr_len;
 	_Atomic uint32_t state; /* enum fm_server_state */
 	_Atomic uint32_t role;  /* enum fm_server_role */
-	_Atomic uint32_t missed; /* 1: it did not get its copy of a page that was put; set by who puts, cleared when an epoch is opened */
+	_Atomic uint32_t flags; /* enum fm_server_flags */
 	_Atomic uint64_t since_ns; /* CLOCK_MONOTONIC: in this state since */
 	_Atomic uint64_t used_bytes, limit_bytes, items;
 	_Atomic uint64_t rtt_ns;       /* of the last look */

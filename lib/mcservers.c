@@ -293,7 +293,7 @@ void fm_mc_servers_monitor(struct fm_mc_servers *s)
 		struct fm_server_shm *shm = &c->server[k];
 
 		/* It is back, and lacks copies: all are made again. Not before a pass that runs has ended, which may just make them. */
-		s->epoch_due |= settled && atomic_load(&shm->state) == FM_SERVER_UP && atomic_load(&shm->missed);
+		s->epoch_due |= settled && atomic_load(&shm->state) == FM_SERVER_UP && (atomic_load(&shm->flags) & FM_SERVER_MISSED);
 		if (atomic_load(&shm->role) == FM_SERVER_DRAINED || atomic_load(&shm->state) == FM_SERVER_DEAD ||
 		    (atomic_load(&shm->state) == FM_SERVER_DOWN &&
 		     now - atomic_load(&shm->since_ns) > s->uri.away_s * 1000000000ull))
@@ -305,10 +305,10 @@ void fm_mc_servers_monitor(struct fm_mc_servers *s)
 	if (members && (s->epoch_due || members != fm_cluster_servers(c, FM_EPOCH_TAG(atomic_load(&c->epoch_now))))) {
 		/* First: what is missed from here on is not mended by this epoch for sure. */
 		for (unsigned k = 0; k < s->n; k++)
-			missed[k] = atomic_exchange(&c->server[k].missed, 0);
+			missed[k] = atomic_fetch_and(&c->server[k].flags, ~(uint32_t)FM_SERVER_MISSED) & FM_SERVER_MISSED;
 		s->epoch_due = fm_cluster_open_epoch(c, members) != 0;
 		for (unsigned k = 0; k < s->n && s->epoch_due; k++)
-			atomic_fetch_or(&c->server[k].missed, missed[k]);
+			atomic_fetch_or(&c->server[k].flags, missed[k]);
 	}
 }
 

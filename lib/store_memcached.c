@@ -488,9 +488,16 @@ static enum fm_store_result put_result(struct mc_store *s, unsigned i)
 		good += s->outcome[i][c] == GOOD;
 		full += s->outcome[i][c] == FULL;
 	}
-	for (unsigned c = 0; c < s->copies[i] && good && !full; c++)
-		if (s->outcome[i][c] != GOOD)
-			atomic_store(&fm_mc_server_shm(&s->servers.server[s->place[i][c]])->missed, 1);
+	for (unsigned c = 0; c < s->copies[i]; c++) {
+		_Atomic uint32_t *flags = &fm_mc_server_shm(&s->servers.server[s->place[i][c]])->flags;
+
+		if (s->outcome[i][c] == FULL)
+			atomic_fetch_or(flags, FM_SERVER_FULL);
+		else if (s->outcome[i][c] == GOOD && (atomic_load(flags) & FM_SERVER_FULL))
+			atomic_fetch_and(flags, ~(uint32_t)FM_SERVER_FULL);
+		if (s->outcome[i][c] != GOOD && good && !full)
+			atomic_fetch_or(flags, FM_SERVER_MISSED);
+	}
 	return full ? FM_STORE_FULL : good ? FM_STORE_OK : FM_STORE_DOWN;
 }
 

@@ -172,6 +172,7 @@ void print_prometheus(const struct sample *s)
 	STORE_METRIC(s, "fm_store_limit_bytes", "gauge", "Space that the store has, 0 when unknown.", limit_bytes);
 	STORE_METRIC(s, "fm_store_errors_total", "counter", "Store operations that failed.", errors);
 	STORE_METRIC(s, "fm_store_items", "gauge", "Values in the store, 0 when unknown.", items);
+	STORE_METRIC(s, "fm_store_full", "gauge", "1 when it refused a page for want of room, and took none since.", full);
 	head("fm_store_pages_left", "gauge", "Stored pages that await their move to the newest placement epoch.");
 	printf("fm_store_pages_left %" PRIu64 "\n", s->pages_left);
 	head("fm_store_pages_moved_total", "counter", "Stored pages that were moved to a newer placement epoch.");

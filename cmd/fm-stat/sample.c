@@ -100,6 +100,7 @@ static void read_cluster(const struct fm_cluster_shm *c, struct sample *s)
 		t->up = state == FM_SERVER_UP;
 		t->state = state <= FM_SERVER_DEAD ? server_states[state] : "?";
 		t->drained = fm_ld(&v->role) == FM_SERVER_DRAINED;
+		t->full = fm_ld(&v->flags) & FM_SERVER_FULL;
 		t->used_bytes = fm_ld(&v->used_bytes);
 		t->limit_bytes = fm_ld(&v->limit_bytes);
 		t->items = fm_ld(&v->items);

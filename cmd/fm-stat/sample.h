@@ -29,7 +29,7 @@ struct sample_store {
 	char uri[FM_URI_MAX];
 	bool up;
 	const char *state; /* "up", "down", "dead" */
-	bool drained;
+	bool drained, full;
 	uint64_t used_bytes, limit_bytes; /* limit 0 unknown */
 	uint64_t errors, items, restarts, rtt_ns;
 };

@@ -183,9 +183,10 @@ void print_stores(const struct sample *s)
 	for (unsigned i = 0; i < s->nstores; i++) {
 		const struct sample_store *t = &s->stores[i];
 
-		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
+		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
 		       t->limit_bytes ? fm_size_format(t->limit_bytes / 4096, lim) : "-", t->items,
 		       t->rtt_ns ? duration(t->rtt_ns, rtt) : "-", t->errors, t->uri, t->drained ? "  drained" : "",
+		       t->full ? "  full" : "",
 		       s->daemon_pid ? "" : "  (as the daemon left it)");
 	}
 	if (s->epoch)

@@ -10,6 +10,7 @@
  *
  *   fill           write all pages          -> filled LOST
  *   check          read all pages           -> check: PAGES pages, N right, N lost, N wrong, N of them zeros
+ *   which          read all pages          -> lost:, and the numbers of those that are
  *   churn N PAGES  N times read or rewrite one of the first PAGES pages at random -> churned: N lost, N wrong
  *   end            unmap                    -> unmapped
  *
@@ -143,6 +144,15 @@ static void check(void)
 	printf("check: %zu pages, %zu right, %zu lost, %zu wrong, %lu of them zeros\n", pages, right, lost, bad, zeros - zeros_before);
 }
 
+static void which(void)
+{
+	printf("lost:");
+	for (size_t p = 0; p < pages; p++)
+		if (look(p) == 0)
+			printf(" %zu", p);
+	putchar('\n');
+}
+
 static void churn(unsigned long n, size_t span)
 {
 	unsigned long lost = 0, before = wrong;
@@ -215,6 +225,8 @@ int main(int argc, char **argv)
 			fill();
 		else if (strcmp(line, "check") == 0)
 			check();
+		else if (strcmp(line, "which") == 0)
+			which();
 		else if (sscanf(line, "churn %lu %zu", &n, &span) == 2 && span && span <= pages)
 			churn(n, span);
 		else if (strcmp(line, "end") == 0)

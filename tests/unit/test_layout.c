@@ -136,7 +136,7 @@
 	F(fm_server_shm, sockaddr_len, 256, 4) \
 	F(fm_server_shm, state, 260, 4) \
 	F(fm_server_shm, role, 264, 4) \
-	F(fm_server_shm, missed, 268, 4) \
+	F(fm_server_shm, flags, 268, 4) \
 	F(fm_server_shm, since_ns, 272, 8) \
 	F(fm_server_shm, used_bytes, 280, 8) \
 	F(fm_server_shm, limit_bytes, 288, 8) \
