@@ -44,6 +44,14 @@ void fm_cluster_retire(struct fm_cluster_shm *c)
 	}
 }
 
+bool fm_cluster_in_use(const struct fm_cluster_shm *c, unsigned slot)
+{
+	for (unsigned i = 0; i < FM_EPOCHS; i++)
+		if (atomic_load(&c->epoch[i].number) && (atomic_load(&c->epoch[i].servers) >> slot & 1))
+			return true;
+	return false;
+}
+
 int fm_cluster_find(const struct fm_cluster_shm *c, const char *address)
 {
 	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)

@@ -29,6 +29,7 @@ enum fm_server_state {
 enum fm_server_role {
 	FM_SERVER_MEMBER = 0, /* takes part in new epochs when it is up */
 	FM_SERVER_DRAINED,    /* takes no new pages; those it has move away */
+	FM_SERVER_LEFT,       /* by the registry: no server of the store any more. As drained, and not missed when it is away */
 };
 
 /* Set by who puts pages. */
@@ -87,6 +88,9 @@ int fm_cluster_open_epoch(struct fm_cluster_shm *c, uint64_t servers);
 
 /* Retire the epochs that c->settled says no page names. fm-faultd's main thread only. */
 void fm_cluster_retire(struct fm_cluster_shm *c);
+
+/* Does an epoch in use name the server in that slot? Then pages may lie there. Any thread, any process. */
+bool fm_cluster_in_use(const struct fm_cluster_shm *c, unsigned slot);
 
 /* The slot of a server by its address, or -1. */
 int fm_cluster_find(const struct fm_cluster_shm *c, const char *address);

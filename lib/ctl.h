@@ -104,6 +104,8 @@ struct fm_ctl_evictor_ok {
 	char key_file[256]; /* "": none */
 	uint32_t replicas;
 	uint32_t no_seal;
+	uint32_t regions;  /* that FM_CTL_REGION_ADD follows for */
+	uint32_t reserved;
 };
 
 /*

@@ -4,9 +4,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
-#define OLDEST 10404 /* 1.4.4 knows everything used here */
+#include "mccollect.h"
+
+#define OLDEST      10404 /* 1.4.4 knows everything used here */
+#define CONTACT_NS  3000000000u
+#define START_APART 2 /* the clock that start times are counted from ticks in seconds: so far apart is the same life */
 
 static uint64_t now_ns(void)
 {
@@ -35,72 +40,134 @@ void fm_mc_servers_sync(struct fm_mc_servers *s)
 	}
 }
 
-int fm_store_memcached_add(struct fm_cluster_shm *c, const char *address, char *why)
+/* The slot of a server by where it is, or -1. */
+static int find_sockaddr(const struct fm_cluster_shm *c, const struct fm_mc_address *a)
+{
+	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)
+		if (c->server[i].sockaddr_len == a->sa_len && memcmp(c->server[i].sockaddr, &a->sa, a->sa_len) == 0)
+			return (int)i;
+	return -1;
+}
+
+/* A slot for a server that has none. Returns it, or -ENOSPC with why. */
+static int new_slot(struct fm_cluster_shm *c, const struct fm_mc_address *a, enum fm_server_role role, char *why)
 {
 	unsigned n = atomic_load(&c->nservers);
 	struct fm_server_shm *shm = &c->server[n];
-	int known = fm_cluster_find(c, address), r;
-	struct fm_mc_address a;
 
-	if (known >= 0) {
-		atomic_store(&c->server[known].role, FM_SERVER_MEMBER);
-		return known;
-	}
 	if (n == FM_SERVERS) {
-		snprintf(why, FM_STORE_WHY, "%.100s: the table of %d servers is full", address, FM_SERVERS);
+		snprintf(why, FM_STORE_WHY, "%.100s: the table of %d servers is full", a->text, FM_SERVERS);
 		return -ENOSPC;
 	}
-	r = fm_mc_address(address, strlen(address), &a, why);
-	if (r)
-		return r;
-	/* Two names for one server would put both copies of a page there. */
-	for (unsigned i = 0; i < n; i++)
-		if (c->server[i].sockaddr_len == a.sa_len && memcmp(c->server[i].sockaddr, &a.sa, a.sa_len) == 0) {
-			snprintf(why, FM_STORE_WHY, "%.100s: is the same server as %.100s", address, c->server[i].address);
-			return -EINVAL;
-		}
 	memset(shm, 0, sizeof *shm);
-	memcpy(shm->address, a.text, sizeof shm->address);
-	memcpy(shm->sockaddr, &a.sa, sizeof a.sa);
-	shm->sockaddr_len = a.sa_len;
+	memcpy(shm->address, a->text, sizeof shm->address);
+	memcpy(shm->sockaddr, &a->sa, sizeof a->sa);
+	shm->sockaddr_len = a->sa_len;
+	atomic_store(&shm->role, role);
 	atomic_store(&shm->state, FM_SERVER_UP); /* until the contrary is seen */
 	atomic_store(&shm->since_ns, now_ns());
 	atomic_store(&c->nservers, n + 1);
 	return (int)n;
 }
 
-/* Put the URI's servers into the table, and open the first epoch when there is none. */
-static int fill_cluster(struct fm_mc_servers *s, char *why)
+/* Two names for one server would put both copies of a page there. */
+static int refuse_alias(const struct fm_cluster_shm *c, const char *address, unsigned slot, char *why)
+{
+	snprintf(why, FM_STORE_WHY, "%.100s: is the same server as %.100s", address, c->server[slot].address);
+	return -EINVAL;
+}
+
+int fm_store_memcached_add(struct fm_cluster_shm *c, const char *address, char *why)
+{
+	int slot = fm_cluster_find(c, address), r;
+	struct fm_mc_address a;
+
+	if (slot >= 0) {
+		atomic_store(&c->server[slot].role, FM_SERVER_MEMBER);
+		return slot;
+	}
+	r = fm_mc_address(address, strlen(address), &a, why);
+	if (r)
+		return r;
+	slot = find_sockaddr(c, &a);
+	return slot >= 0 ? refuse_alias(c, address, (unsigned)slot, why) : new_slot(c, &a, FM_SERVER_MEMBER, why);
+}
+
+/* The slot of a server of the membership, made when it has none. */
+static int member_slot(struct fm_cluster_shm *c, const struct fm_member *e, char *why)
+{
+	int slot = fm_cluster_find(c, e->address), r;
+	struct fm_mc_address a;
+
+	if (slot >= 0)
+		return slot;
+	r = fm_mc_address(e->address, strlen(e->address), &a, why);
+	if (r)
+		return r;
+	slot = find_sockaddr(c, &a);
+	return slot >= 0 ? slot : new_slot(c, &a, e->role, why);
+}
+
+unsigned fm_store_memcached_apply(struct fm_cluster_shm *c, const struct fm_members *m, char *why)
+{
+	uint32_t role[FM_SERVERS];
+	unsigned missing = 0;
+
+	for (unsigned i = 0; i < FM_SERVERS; i++)
+		role[i] = FM_SERVER_LEFT;
+	for (unsigned i = 0; i < m->n; i++) {
+		int slot = member_slot(c, &m->member[i], why);
+
+		if (slot < 0)
+			missing += m->member[i].role == FM_SERVER_MEMBER;
+		else if (m->member[i].role < role[slot])
+			role[slot] = m->member[i].role;
+	}
+	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)
+		if (atomic_load(&c->server[i].role) != role[i])
+			atomic_store(&c->server[i].role, role[i]);
+	return missing;
+}
+
+/* Put servers into the table, the registry's or the URI's, and open the first epoch when there is none. */
+static int fill_cluster(struct fm_mc_servers *s, const struct fm_store_options *o, char *why)
 {
 	uint64_t members = 0;
 
-	for (unsigned i = 0; i < s->uri.nservers; i++) {
-		int slot = fm_store_memcached_add(s->cluster, s->uri.server[i], why);
+	if (o->members) {
+		fm_store_memcached_apply(s->cluster, o->members, why);
+	} else if (!o->registry || !atomic_load(&s->cluster->nservers)) {
+		for (unsigned i = 0; i < s->uri.nservers; i++) {
+			int slot = fm_store_memcached_add(s->cluster, s->uri.server[i], why);
 
-		if (slot < 0)
-			return slot;
-		members |= 1ull << slot;
+			if (slot < 0)
+				return slot;
+		}
 	}
-	fm_mc_servers_sync(s);
+	for (unsigned i = 0; i < atomic_load(&s->cluster->nservers); i++)
+		if (atomic_load(&s->cluster->server[i].role) == FM_SERVER_MEMBER)
+			members |= 1ull << i;
+	if (!members)
+		return -EHOSTUNREACH; /* no member's name can be resolved: why says so of one */
 	if (!atomic_load(&s->cluster->epoch_now))
 		fm_cluster_open_epoch(s->cluster, members);
 	return 0;
 }
 
-int fm_mc_servers_open(struct fm_mc_servers *s, struct fm_cluster_shm *cluster, bool make, char *why)
+int fm_mc_servers_open(struct fm_mc_servers *s, const struct fm_store_options *o, char *why)
 {
 	int r = 0;
 
-	s->cluster = cluster;
-	s->keeper = make || !cluster;
-	if (!cluster) {
+	s->cluster = o->cluster;
+	s->keeper = o->make_cluster || !o->cluster;
+	if (!s->cluster) {
 		s->cluster = s->own_cluster = calloc(1, sizeof *s->cluster);
 		if (!s->cluster)
 			return -ENOMEM;
 	}
 	/* The table is made once, by the daemon; other handles find it there. */
 	if (s->keeper)
-		r = fill_cluster(s, why);
+		r = fill_cluster(s, o, why);
 	if (r == 0)
 		fm_mc_servers_sync(s);
 	return r;
@@ -139,8 +206,7 @@ static bool note_life(const struct fm_mc_server *v)
 	struct fm_server_shm *shm = fm_mc_server_shm(v);
 	const struct fm_mc_hello *h = &v->conn.hello;
 	uint64_t start = atomic_load(&shm->start_s), apart = start > h->start_s ? start - h->start_s : h->start_s - start;
-	/* The clock that start is counted from ticks in seconds: one or two apart is the same life. */
-	bool another = atomic_load(&shm->pid) && (atomic_load(&shm->pid) != h->pid || apart > 2);
+	bool another = atomic_load(&shm->pid) && (atomic_load(&shm->pid) != h->pid || apart > START_APART);
 
 	if (another)
 		atomic_fetch_add(&shm->restarts, 1);
@@ -158,10 +224,49 @@ static void ignore(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, cons
 	(void)item;
 }
 
+/* Why a connection was refused by fm_mc_server_greet(): what was kept may be another server's, so it is asked again, alone. */
+static void refusal(struct fm_mc_servers *s, struct fm_mc_conn *c, char *why)
+{
+	struct fm_mc_run run = {.conns = &c, .n = 1, .timeout_ns = CONTACT_NS, .handler = ignore, .greeter = fm_mc_server_greet};
+
+	*s->refusal = '\0';
+	c->retry_ns = 0;
+	fm_mc_begin(c);
+	fm_mc_run(&run);
+	if (*s->refusal)
+		snprintf(why, FM_STORE_WHY, "%s", s->refusal);
+	else
+		snprintf(why, FM_STORE_WHY, "%.100s: does not speak memcached's protocol", c->address->text);
+}
+
+/*
+ * One process under two names? Where pid and start time are the same (which two containers may have, too), a key that is written by the
+ * one name and found by the other tells.
+ */
+static bool same_server(const struct fm_mc_conn *a, const struct fm_mc_conn *b)
+{
+	const struct fm_mc_hello *x = &a->hello, *y = &b->hello;
+	uint64_t apart = x->start_s > y->start_s ? x->start_s - y->start_s : y->start_s - x->start_s, token;
+
+	if (a->state != FM_MC_READY || b->state != FM_MC_READY || x->pid != y->pid || apart > START_APART)
+		return false;
+	if (getrandom(&token, sizeof token, 0) != (ssize_t)sizeof token)
+		return false;
+	return fm_mccollect_beat(a->address, token, 10, 1000) == 0 && fm_mccollect_beats(b->address, token, 1000) == 1;
+}
+
+static int check_same(struct fm_mc_servers *s, const struct fm_mc_conn *c, unsigned n, char *why)
+{
+	for (unsigned i = 0; i < n; i++)
+		if (same_server(c, &s->server[i].conn))
+			return refuse_alias(s->cluster, c->address->text, i, why);
+	return 0;
+}
+
 int fm_mc_servers_contact(struct fm_mc_servers *s, bool must_answer, char *why)
 {
 	struct fm_mc_conn *conns[FM_SERVERS];
-	struct fm_mc_run run = {.conns = conns, .n = s->n, .timeout_ns = 3000000000u, .handler = ignore, .greeter = fm_mc_server_greet};
+	struct fm_mc_run run = {.conns = conns, .n = s->n, .timeout_ns = CONTACT_NS, .handler = ignore, .greeter = fm_mc_server_greet};
 	int e = 0;
 
 	for (unsigned i = 0; i < s->n; i++) {
@@ -172,31 +277,56 @@ int fm_mc_servers_contact(struct fm_mc_servers *s, bool must_answer, char *why)
 	for (unsigned i = 0; i < s->n; i++) {
 		struct fm_mc_conn *c = conns[i];
 
-		if (c->error == -EPROTO && must_answer) {
-			/* Ask it alone again for the reason: it may have been another server's that was kept. */
-			struct fm_mc_run one = run;
-
-			*s->refusal = '\0';
-			c->retry_ns = 0;
-			fm_mc_begin(c);
-			one.conns = &conns[i];
-			one.n = 1;
-			fm_mc_run(&one);
-			if (*s->refusal)
-				snprintf(why, FM_STORE_WHY, "%s", s->refusal);
-			else
-				snprintf(why, FM_STORE_WHY, "%.100s: does not speak memcached's protocol", c->address->text);
+		/* Which life it is in must be known before it gets a page. */
+		if (!c->error && s->keeper)
+			s->epoch_due |= note_life(&s->server[i]);
+		if (!must_answer || atomic_load(&fm_mc_server_shm(&s->server[i])->role) != FM_SERVER_MEMBER)
+			continue;
+		if (c->error == -EPROTO) {
+			refusal(s, c, why);
 			return -EPROTO;
 		}
 		if (c->error && !e) {
 			e = c->error;
 			snprintf(why, FM_STORE_WHY, "%.100s: cannot be reached: %s", c->address->text, strerror(-e));
 		}
-		/* Which life it is in must be known before it gets a page. */
-		if (!c->error && s->keeper)
-			s->epoch_due |= note_life(fm_mc_server_of(c));
+		if (check_same(s, c, i, why))
+			return -EINVAL;
 	}
-	return must_answer ? e : 0;
+	return e;
+}
+
+int fm_mc_servers_probe(struct fm_mc_servers *s, const char *address, char *why)
+{
+	struct fm_mc_server *v = calloc(1, sizeof *v);
+	struct fm_mc_conn *c = v ? &v->conn : NULL;
+	struct fm_mc_run run = {.conns = &c, .n = 1, .timeout_ns = CONTACT_NS, .handler = ignore, .greeter = fm_mc_server_greet};
+	int e, slot;
+
+	snprintf(why, FM_STORE_WHY, "out of memory");
+	if (!v)
+		return -ENOMEM;
+	v->all = s;
+	fm_mc_servers_sync(s);
+	e = fm_mc_address(address, strlen(address), &v->address, why);
+	slot = e ? -1 : find_sockaddr(s->cluster, &v->address);
+	if (slot >= 0 && strcmp(s->cluster->server[slot].address, address) != 0)
+		e = refuse_alias(s->cluster, address, (unsigned)slot, why);
+	if (e == 0) {
+		fm_mc_init(c, &v->address);
+		fm_mc_begin(c);
+		fm_mc_run(&run);
+		e = c->error;
+		if (e == -EPROTO)
+			refusal(s, c, why);
+		else if (e)
+			snprintf(why, FM_STORE_WHY, "%.100s: cannot be reached: %s", address, strerror(-e));
+		else if (slot < 0)
+			e = check_same(s, c, s->n, why);
+		fm_mc_fini(c);
+	}
+	free(v);
+	return e;
 }
 
 /* --- up, down, dead */
@@ -240,6 +370,9 @@ static void look_around(struct fm_mc_servers *s)
 
 		v->nsent = v->next = 0;
 		fm_mc_begin(&v->conn);
+		/* Who has left, and has nothing any more, may be gone for good. */
+		if (atomic_load(&fm_mc_server_shm(v)->role) == FM_SERVER_LEFT && !fm_cluster_in_use(s->cluster, k))
+			continue;
 		/* A connection that is new says all of it in its greeting; twice would double its start time. */
 		if (!fm_mc_usable(&v->conn) || (v->conn.state == FM_MC_READY && fm_mc_add(&v->conn, "stats\r\n", 7, 1)))
 			continue;
@@ -294,7 +427,7 @@ void fm_mc_servers_monitor(struct fm_mc_servers *s)
 
 		/* It is back, and lacks copies: all are made again. Not before a pass that runs has ended, which may just make them. */
 		s->epoch_due |= settled && atomic_load(&shm->state) == FM_SERVER_UP && (atomic_load(&shm->flags) & FM_SERVER_MISSED);
-		if (atomic_load(&shm->role) == FM_SERVER_DRAINED || atomic_load(&shm->state) == FM_SERVER_DEAD ||
+		if (atomic_load(&shm->role) != FM_SERVER_MEMBER || atomic_load(&shm->state) == FM_SERVER_DEAD ||
 		    (atomic_load(&shm->state) == FM_SERVER_DOWN &&
 		     now - atomic_load(&shm->since_ns) > s->uri.away_s * 1000000000ull))
 			continue;
@@ -326,6 +459,8 @@ int fm_mc_servers_usage(struct fm_mc_servers *s, uint64_t *used_bytes, uint64_t 
 	for (unsigned k = 0; k < s->n; k++) {
 		const struct fm_server_shm *shm = &s->cluster->server[k];
 
+		if (atomic_load(&shm->role) != FM_SERVER_MEMBER && !fm_cluster_in_use(s->cluster, k))
+			continue; /* nothing of ours is there: it may be switched off */
 		down |= atomic_load(&shm->state) != FM_SERVER_UP;
 		*used_bytes += fm_ld(&shm->used_bytes);
 		*limit_bytes += fm_ld(&shm->limit_bytes);

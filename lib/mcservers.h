@@ -42,16 +42,16 @@ struct fm_mc_servers {
 };
 
 /*
- * Open: s->uri is parsed, the rest zero. cluster: the host's table (outlives s), or NULL: a table of its own. make: put the URI's
- * servers into it, and open the first epoch when there is none (as is always done with one of its own). Connects to nothing. Returns 0,
- * or -errno with one line in why (FM_STORE_WHY bytes); fm_mc_servers_close() in any case.
+ * Open: s->uri is parsed, the rest zero. Fills the table that o names when it says so, or one of its own from the URI when it names none, and
+ * opens the first epoch when there is none. Connects to nothing. Returns 0, or -errno with one line in why (FM_STORE_WHY bytes);
+ * fm_mc_servers_close() in any case.
  */
-int fm_mc_servers_open(struct fm_mc_servers *s, struct fm_cluster_shm *cluster, bool make, char *why);
+int fm_mc_servers_open(struct fm_mc_servers *s, const struct fm_store_options *o, char *why);
 void fm_mc_servers_close(struct fm_mc_servers *s);
 
 /*
- * Connect to all servers at once. Returns 0; or when must_answer -errno with why: -EPROTO (one is not fit), or what was wrong with the
- * connection. Waits 3 s at most for each that is silent, all at once.
+ * Connect to all servers at once. Returns 0; or when must_answer -errno with why: -EPROTO (a member is not fit), -EINVAL (two are one
+ * process), or what was wrong with the connection. Waits 3 s at most for each that is silent, all at once.
  */
 int fm_mc_servers_contact(struct fm_mc_servers *s, bool must_answer, char *why);
 
@@ -90,6 +90,9 @@ static inline bool fm_mc_server_looks_down(const struct fm_mc_server *v)
 {
 	return atomic_load(&fm_mc_server_shm(v)->state) != FM_SERVER_UP;
 }
+
+/* See fm_store_memcached_probe(). */
+int fm_mc_servers_probe(struct fm_mc_servers *s, const char *address, char *why);
 
 /* fm_store_monitor() and fm_store_usage() of such a store. */
 void fm_mc_servers_monitor(struct fm_mc_servers *s);

@@ -138,6 +138,13 @@ static void check_away(struct fm_registry *r, unsigned link, int rc)
 	set_here(r, false, "no server answers");
 }
 
+static void free_order(struct fm_order *o)
+{
+	free(o->mine);
+	free(o->publish);
+	free(o);
+}
+
 static void next_order(struct fm_registry *r)
 {
 	struct fm_order *o = r->orders;
@@ -152,7 +159,7 @@ static void next_order(struct fm_registry *r)
 	r->running = NULL;
 	if (fm_registry_is_away(rc)) {
 		check_away(r, link, rc);
-		if (!o->left || o->kind == FM_ORDER_CLAIM_DONE) {
+		if (!o->left || o->keep) {
 			o->next = r->orders;
 			r->orders = o;
 			return;
@@ -166,9 +173,7 @@ static void next_order(struct fm_registry *r)
 		fm_registry_undo(r, o);
 		pthread_mutex_lock(&r->mutex);
 	}
-	free(o->mine);
-	free(o->text);
-	free(o);
+	free_order(o);
 }
 
 static void next_end(struct fm_registry *r)
@@ -199,16 +204,6 @@ static void unlocked(struct fm_registry *r, int (*f)(struct fm_registry *))
 	check_away(r, link, rc);
 }
 
-static int read_members(struct fm_registry *r)
-{
-	return fm_registry_read(r, &r->members);
-}
-
-static int read_epoch(struct fm_registry *r)
-{
-	return fm_registry_read(r, &r->epoch);
-}
-
 static void *registry_thread(void *arg)
 {
 	struct fm_registry *r = arg;
@@ -230,13 +225,18 @@ static void *registry_thread(void *arg)
 		} else if (r->nends) {
 			next_end(r);
 		} else if (r->members.dirty) {
-			unlocked(r, read_members);
-		} else if (r->epoch.dirty) {
-			unlocked(r, read_epoch);
+			unlocked(r, fm_registry_read_members);
+		} else if (r->settled_dirty) {
+			unlocked(r, fm_registry_write_settled);
+		} else if (r->follow && now >= r->follow_ns) {
+			/* Of many hosts that may wait for one for long, none asks all the time. */
+			r->follow_ns = now + r->follow_every_ns;
+			r->follow_every_ns = r->follow_every_ns < FM_FOLLOW_MAX_NS ? 2 * r->follow_every_ns : FM_FOLLOW_MAX_NS;
+			unlocked(r, fm_registry_look_settled);
 		} else if (now >= r->scan_ns) {
 			unlocked(r, fm_registry_look_round);
 		} else {
-			wait_until(r, r->scan_ns);
+			wait_until(r, r->follow && r->follow_ns < r->scan_ns ? r->follow_ns : r->scan_ns);
 		}
 	}
 	while (r->here && r->nends)
@@ -268,14 +268,10 @@ static void destroy(struct fm_registry *r)
 		struct fm_order *o = r->orders;
 
 		r->orders = o->next;
-		free(o->mine);
-		free(o->text);
-		free(o);
+		free_order(o);
 	}
 	free(r->members.text);
 	free(r->members.told);
-	free(r->epoch.text);
-	free(r->epoch.told);
 	free(r->ends);
 	free(r->seen);
 	free(r->gone);
@@ -312,8 +308,8 @@ int fm_registry_open(const struct fm_registry_options *o, unsigned deadline_ms, 
 	r->host_id = o->host_id;
 	snprintf(r->host_text, sizeof r->host_text, "%s", o->host_text);
 	r->away_ns = fm_registry_now();
-	r->members.path = "/fm/store/members";
-	r->epoch.path = "/fm/store/epoch";
+	r->settles = o->settles;
+	r->acl = &ZOO_OPEN_ACL_UNSAFE;
 	strcpy(r->why, "no server answers");
 	pthread_mutex_init(&r->mutex, NULL);
 	pthread_condattr_init(&attr);
@@ -400,10 +396,12 @@ void fm_registry_poll(struct fm_registry *r, struct fm_registry_news *news)
 	news->remade = r->remade;
 	news->remade_id = r->remade_id;
 	news->members_changed = tell(&r->members, &news->members, &news->members_version);
-	news->epoch_changed = tell(&r->epoch, &news->epoch, &news->epoch_version);
+	news->oldest_changed = r->oldest_changed;
+	news->oldest = r->oldest;
+	news->behind = r->behind;
 	memcpy(news->why, r->why, sizeof news->why);
 	r->told_here = r->here;
-	r->here_changed = r->new_session = false;
+	r->here_changed = r->new_session = r->oldest_changed = false;
 	r->remade = 0;
 	pthread_mutex_unlock(&r->mutex);
 }
@@ -430,8 +428,7 @@ static void append(struct fm_registry *r, struct fm_order *o)
 	pthread_cond_broadcast(&r->cond);
 }
 
-/* Leave an order and wait for it. Returns true when it was carried out: then the caller has it back; else it is gone. */
-static bool order(struct fm_registry *r, struct fm_order *o, unsigned deadline_ms)
+bool fm_registry_order_wait(struct fm_registry *r, struct fm_order *o, unsigned deadline_ms)
 {
 	uint64_t wait = (uint64_t)deadline_ms * 1000000u, until = fm_registry_now() + wait;
 	struct fm_order **link;
@@ -451,15 +448,21 @@ static bool order(struct fm_registry *r, struct fm_order *o, unsigned deadline_m
 		link = &(*link)->next;
 	if (*link) {
 		*link = o->next;
-		free(o->mine);
-		free(o->text);
-		free(o);
+		free_order(o);
 	}
 	pthread_mutex_unlock(&r->mutex);
 	return false;
 }
 
-static struct fm_order *new_order(enum fm_order_kind kind)
+void fm_registry_order_leave(struct fm_registry *r, struct fm_order *o)
+{
+	o->left = o->keep = true;
+	pthread_mutex_lock(&r->mutex);
+	append(r, o);
+	pthread_mutex_unlock(&r->mutex);
+}
+
+struct fm_order *fm_registry_order_new(enum fm_order_kind kind)
 {
 	struct fm_order *o = calloc(1, sizeof *o);
 
@@ -468,19 +471,17 @@ static struct fm_order *new_order(enum fm_order_kind kind)
 	return o;
 }
 
-static int finish(struct fm_order *o)
+int fm_registry_order_finish(struct fm_order *o)
 {
 	int result = o->result;
 
-	free(o->mine);
-	free(o->text);
-	free(o);
+	free_order(o);
 	return result;
 }
 
 int fm_registry_region_new(struct fm_registry *r, const struct fm_registry_record *rec, unsigned deadline_ms, uint64_t *id)
 {
-	struct fm_order *o = new_order(FM_ORDER_REGION_NEW);
+	struct fm_order *o = fm_registry_order_new(FM_ORDER_REGION_NEW);
 
 	if (!o)
 		return -ENOMEM;
@@ -488,17 +489,17 @@ int fm_registry_region_new(struct fm_registry *r, const struct fm_registry_recor
 	o->rec.host = r->host_id;
 	o->mine = calloc(1, sizeof *o->mine);
 	if (!o->mine) {
-		finish(o);
+		fm_registry_order_finish(o);
 		return -ENOMEM;
 	}
 	if (fm_registry_record_format(&o->rec, o->mine->text) < 0) {
-		finish(o);
+		fm_registry_order_finish(o);
 		return -EINVAL;
 	}
-	if (!order(r, o, deadline_ms))
+	if (!fm_registry_order_wait(r, o, deadline_ms))
 		return -EAGAIN;
 	*id = o->claim.id;
-	return finish(o);
+	return fm_registry_order_finish(o);
 }
 
 int fm_registry_region_keep(struct fm_registry *r, uint64_t id, const struct fm_registry_record *rec)
@@ -571,54 +572,33 @@ void fm_registry_region_end(struct fm_registry *r, uint64_t id)
 
 int fm_registry_claim(struct fm_registry *r, unsigned deadline_ms, struct fm_registry_claim *claim)
 {
-	struct fm_order *o = new_order(FM_ORDER_CLAIM);
+	struct fm_order *o = fm_registry_order_new(FM_ORDER_CLAIM);
 
 	if (!o)
 		return -ENOMEM;
-	if (!order(r, o, deadline_ms))
+	if (!fm_registry_order_wait(r, o, deadline_ms))
 		return -EAGAIN;
 	*claim = o->claim;
-	return finish(o);
+	return fm_registry_order_finish(o);
 }
 
 bool fm_registry_claim_lost(struct fm_registry *r, const struct fm_registry_claim *claim, unsigned deadline_ms)
 {
-	struct fm_order *o = new_order(FM_ORDER_CLAIM_LOST);
+	struct fm_order *o = fm_registry_order_new(FM_ORDER_CLAIM_LOST);
 
 	if (!o)
 		return true;
 	o->claim = *claim;
-	return !order(r, o, deadline_ms) || finish(o) != 0;
+	return !fm_registry_order_wait(r, o, deadline_ms) || fm_registry_order_finish(o) != 0;
 }
 
 void fm_registry_claim_done(struct fm_registry *r, const struct fm_registry_claim *claim, bool collected)
 {
-	struct fm_order *o = new_order(FM_ORDER_CLAIM_DONE);
+	struct fm_order *o = fm_registry_order_new(FM_ORDER_CLAIM_DONE);
 
 	if (!o)
 		return; /* the claim ends with the session */
 	o->claim = *claim;
 	o->collected = collected;
-	o->left = true;
-	pthread_mutex_lock(&r->mutex);
-	append(r, o);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-int fm_registry_store_set(struct fm_registry *r, const char *name, const char *text, int version, unsigned deadline_ms)
-{
-	struct fm_order *o = new_order(FM_ORDER_STORE_SET);
-
-	if (!o)
-		return -ENOMEM;
-	o->name = strcmp(name, "epoch") == 0 ? r->epoch.path : r->members.path;
-	o->version = version;
-	o->text = strdup(text);
-	if (!o->text) {
-		finish(o);
-		return -ENOMEM;
-	}
-	if (!order(r, o, deadline_ms))
-		return -EAGAIN;
-	return finish(o);
+	fm_registry_order_leave(r, o);
 }

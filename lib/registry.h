@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "members.h"
 #include "reguri.h"
 
 struct fm_registry;
@@ -27,7 +28,8 @@ struct fm_registry;
 struct fm_registry_options {
 	const struct fm_registry_uri *uri; /* copied; not `none` */
 	uint64_t host_id;                  /* not 0; at any time one process alone uses it */
-	const char *host_text;             /* data of the host's node, copied; at most 1023 bytes */
+	const char *host_text;             /* data of the host's node, copied; at most 900 bytes */
+	bool settles;                      /* the host has pages by the store's membership: its node says by which (fm_registry_settled()) */
 	bool must_answer;                  /* fail when it cannot be used within the deadline; else it is away at first */
 };
 
@@ -39,11 +41,11 @@ struct fm_registry_news {
 	unsigned remade;      /* records of regions of ours that somebody had removed, and that were made again */
 	uint64_t remade_id;   /* one of these */
 	bool members_changed; /* /fm/store/members */
-	bool epoch_changed;   /* /fm/store/epoch */
 	const char *members;  /* its data, NUL-terminated, valid until the next poll; NULL: no such znode */
-	const char *epoch;
-	int members_version; /* version of the znode */
-	int epoch_version;
+	int members_version;  /* version of the znode */
+	bool oldest_changed;  /* see fm_registry_follow() */
+	uint64_t oldest;      /* no host has pages by an older membership epoch; 0 unknown */
+	uint64_t behind;      /* a host that has pages by that one; 0 none has any */
 	char why[FM_REGISTRY_WHY]; /* away: the reason; else "" */
 };
 
@@ -107,9 +109,27 @@ bool fm_registry_claim_lost(struct fm_registry *r, const struct fm_registry_clai
 void fm_registry_claim_done(struct fm_registry *r, const struct fm_registry_claim *claim, bool collected);
 
 /*
- * Write the data of /fm/store/<name>; name: "members" or "epoch". version: the one it must have now, -1: it must not exist. Returns 0,
- * -EBUSY (another version: read the news and try again), -EAGAIN (away, or not within deadline_ms: it may have been done), -ENOMEM.
+ * Make a change of the store's membership, from whatever it is by then: read, changed and written in one version step, and tried again
+ * when another host was faster. Waits at most deadline_ms; 0: does not wait, and the result is not known. Returns 0 (done, or there was
+ * nothing to do), or -errno with one line in why (FM_REGISTRY_WHY bytes): those of fm_members_change(); -ESTALE (no host has published one
+ * yet), -EPROTO (what stands there is not one), -EIO (ZooKeeper refused); -EAGAIN (away, or not within deadline_ms: it may have been
+ * done, and may be asked for again), -ENOMEM.
  */
-int fm_registry_store_set(struct fm_registry *r, const char *name, const char *text, int version, unsigned deadline_ms);
+int fm_registry_members_change(struct fm_registry *r, const struct fm_members_change *c, unsigned deadline_ms, char *why);
+
+/*
+ * There is no membership: make it this one, unless another host is faster. Its epoch becomes a greater one when the registry has known
+ * that one already. Does not wait: the news tell. Returns 0 or -ENOMEM.
+ */
+int fm_registry_members_publish(struct fm_registry *r, const struct fm_members *m);
+
+/*
+ * No page of this host is placed by an older membership epoch than that: say so in its node, and in the records of those n of its
+ * regions. Does not wait; written again in a new session. Regions that begin later say the same from their beginning.
+ */
+void fm_registry_settled(struct fm_registry *r, uint64_t epoch, const uint64_t *ids, size_t n);
+
+/* Look every 0.5 to 16 s (less often while nothing happens) which is the oldest membership epoch that any host, alive or not, still has pages by; the news tell. */
+void fm_registry_follow(struct fm_registry *r, bool on);
 
 #endif

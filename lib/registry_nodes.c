@@ -8,11 +8,9 @@
 #include <string.h>
 #include <sys/random.h>
 
-#define PATH_BYTES 64
-
-static char *node_path(char to[PATH_BYTES], const char *folder, uint64_t id)
+char *fm_registry_path(char to[FM_PATH_BYTES], const char *folder, uint64_t id)
 {
-	snprintf(to, PATH_BYTES, "/fm/%s/%016" PRIx64, folder, id);
+	snprintf(to, FM_PATH_BYTES, "/fm/%s/%016" PRIx64, folder, id);
 	return to;
 }
 
@@ -32,14 +30,13 @@ bool fm_registry_is_away(int rc)
 	}
 }
 
-static int create(struct fm_registry *r, const char *path, const char *text, int flags)
+int fm_registry_create(struct fm_registry *r, const char *path, const char *text, int flags)
 {
 	/* Open to everybody who reaches ZooKeeper, as what stands in the store is: who may reach them is a matter of the network. */
-	return zoo_create(r->zh, path, text, (int)strlen(text), &ZOO_OPEN_ACL_UNSAFE, flags, NULL, 0);
+	return zoo_create(r->zh, path, text, (int)strlen(text), r->acl, flags, NULL, 0);
 }
 
-/* Read path into r->data, NUL-terminated. *len: bytes. */
-static int read_node(struct fm_registry *r, const char *path, int *len, struct Stat *stat)
+int fm_registry_get(struct fm_registry *r, const char *path, int *len, struct Stat *stat)
 {
 	int rc;
 
@@ -55,14 +52,14 @@ static int read_node(struct fm_registry *r, const char *path, int *len, struct S
 /* Make an ephemeral node ours. ZNODEEXISTS: it is another session's. */
 static int take_ephemeral(struct fm_registry *r, const char *path, const char *text)
 {
-	int rc = create(r, path, text, ZOO_EPHEMERAL);
+	int rc = fm_registry_create(r, path, text, ZOO_EPHEMERAL);
 	struct Stat stat;
 
 	if (rc != ZNODEEXISTS)
 		return rc;
 	rc = zoo_exists(r->zh, path, 0, &stat);
 	if (rc == ZNONODE)
-		return create(r, path, text, ZOO_EPHEMERAL);
+		return fm_registry_create(r, path, text, ZOO_EPHEMERAL);
 	if (rc == ZOK && (uint64_t)stat.ephemeralOwner != (uint64_t)zoo_client_id(r->zh)->client_id)
 		return ZNODEEXISTS;
 	return rc;
@@ -70,15 +67,23 @@ static int take_ephemeral(struct fm_registry *r, const char *path, const char *t
 
 /* --- this host */
 
+void fm_registry_host_text(struct fm_registry *r, char *to)
+{
+	pthread_mutex_lock(&r->mutex);
+	snprintf(to, FM_HOST_TEXT, r->settles ? "%sepoch=%" PRIu64 "\n" : "%s", r->host_text, r->settled);
+	pthread_mutex_unlock(&r->mutex);
+}
+
 /* The id is ours alone: whatever stands there is of a session of ours that has not been noticed to be dead yet. */
 static int make_host_node(struct fm_registry *r)
 {
-	char path[PATH_BYTES];
+	char path[FM_PATH_BYTES], text[FM_HOST_TEXT];
 	int rc;
 
-	node_path(path, "hosts", r->host_id);
+	fm_registry_path(path, "hosts", r->host_id);
+	fm_registry_host_text(r, text);
 	for (int i = 0; i < 3; i++) {
-		rc = take_ephemeral(r, path, r->host_text);
+		rc = take_ephemeral(r, path, text);
 		if (rc != ZNODEEXISTS)
 			return rc;
 		rc = zoo_delete(r->zh, path, -1);
@@ -90,15 +95,15 @@ static int make_host_node(struct fm_registry *r)
 
 int fm_registry_leave_word(struct fm_registry *r)
 {
-	char path[PATH_BYTES];
+	char path[FM_PATH_BYTES];
 
-	return create(r, node_path(path, "stopped", r->host_id), r->host_text, 0);
+	return fm_registry_create(r, fm_registry_path(path, "stopped", r->host_id), r->host_text, 0);
 }
 
 static int return_word(struct fm_registry *r)
 {
-	char path[PATH_BYTES];
-	int rc = zoo_delete(r->zh, node_path(path, "stopped", r->host_id), -1);
+	char path[FM_PATH_BYTES];
+	int rc = zoo_delete(r->zh, fm_registry_path(path, "stopped", r->host_id), -1);
 
 	return rc == ZNONODE ? ZOK : rc;
 }
@@ -109,7 +114,7 @@ int fm_registry_setup(struct fm_registry *r)
 	int rc = ZOK;
 
 	for (size_t i = 0; i < sizeof folders / sizeof folders[0] && rc == ZOK; i++) {
-		rc = create(r, folders[i], "", 0);
+		rc = fm_registry_create(r, folders[i], "", 0);
 		if (rc == ZNODEEXISTS)
 			rc = ZOK;
 	}
@@ -118,75 +123,10 @@ int fm_registry_setup(struct fm_registry *r)
 	if (rc == ZOK)
 		rc = return_word(r);
 	if (rc == ZOK)
-		rc = fm_registry_read(r, &r->members);
-	if (rc == ZOK)
-		rc = fm_registry_read(r, &r->epoch);
+		rc = fm_registry_read_members(r); /* after the host's node: the oldest that may be read is of then */
 	/* While we were away we could not see who came back: everybody's grace time begins anew. */
 	r->ngone = 0;
 	return rc == ZOK ? fm_registry_look_round(r) : rc;
-}
-
-/* --- watched nodes */
-
-static void on_watch(zhandle_t *zh, int type, int state, const char *path, void *arg)
-{
-	struct fm_registry *r = arg;
-
-	(void)zh;
-	(void)state;
-	if (type == ZOO_SESSION_EVENT || !path)
-		return;
-	pthread_mutex_lock(&r->mutex);
-	if (strcmp(path, r->members.path) == 0)
-		r->members.dirty = true;
-	else
-		r->epoch.dirty = true;
-	pthread_cond_broadcast(&r->cond);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-int fm_registry_read(struct fm_registry *r, struct fm_watched *w)
-{
-	struct Stat stat = {0};
-	char *text = NULL;
-	int rc, len;
-
-	/* Before it is read: a change that comes after must count. */
-	pthread_mutex_lock(&r->mutex);
-	w->dirty = false;
-	pthread_mutex_unlock(&r->mutex);
-	do {
-		len = sizeof r->data - 1;
-		rc = zoo_wget(r->zh, w->path, on_watch, r, r->data, &len, &stat);
-		if (rc == ZNONODE && zoo_wexists(r->zh, w->path, on_watch, r, &stat) == ZNONODE)
-			break;
-	} while (rc == ZNONODE);
-	if (rc != ZOK && rc != ZNONODE) {
-		pthread_mutex_lock(&r->mutex);
-		w->dirty = true;
-		pthread_mutex_unlock(&r->mutex);
-		return rc;
-	}
-	if (rc == ZOK ? w->exists && w->mzxid == stat.mzxid : !w->exists)
-		return ZOK; /* as before */
-	if (rc == ZOK) {
-		text = malloc((size_t)(len > 0 ? len : 0) + 1);
-		if (!text)
-			return ZSYSTEMERROR; /* once more at the next change or session */
-		if (len > 0)
-			memcpy(text, r->data, (size_t)len);
-		text[len > 0 ? len : 0] = '\0';
-	}
-	pthread_mutex_lock(&r->mutex);
-	free(w->text);
-	w->text = text;
-	w->exists = rc == ZOK;
-	w->mzxid = stat.mzxid;
-	w->version = stat.version;
-	w->changed = true;
-	fm_registry_ring(r);
-	pthread_mutex_unlock(&r->mutex);
-	return ZOK;
 }
 
 /* --- looking round */
@@ -198,8 +138,7 @@ static int by_id(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* The ids among the children of path, ascending; *ids is the caller's. Other names are passed over. */
-static int list_ids(struct fm_registry *r, const char *path, uint64_t **ids, size_t *n)
+int fm_registry_list(struct fm_registry *r, const char *path, uint64_t **ids, size_t *n)
 {
 	struct String_vector names = {0};
 	int rc = zoo_get_children(r->zh, path, 0, &names);
@@ -227,9 +166,9 @@ static bool has(const uint64_t *ids, size_t n, uint64_t id)
 static int host_of_record(struct fm_registry *r, uint64_t id, uint64_t *host)
 {
 	struct fm_registry_record rec;
-	char path[PATH_BYTES];
+	char path[FM_PATH_BYTES];
 	struct Stat stat;
-	int len, rc = read_node(r, node_path(path, "regions", id), &len, &stat);
+	int len, rc = fm_registry_get(r, fm_registry_path(path, "regions", id), &len, &stat);
 
 	*host = rc == ZOK && fm_registry_record_parse(r->data, (size_t)len, &rec) == 0 ? rec.host : 0;
 	return rc == ZNONODE ? ZOK : rc;
@@ -297,7 +236,7 @@ static void see_gone(struct fm_registry *r, const uint64_t *hosts, size_t nhosts
 /* Records for those of our regions that have none. */
 static int record_mine(struct fm_registry *r, const uint64_t *ids, size_t n)
 {
-	char path[PATH_BYTES], text[FM_REGISTRY_RECORD];
+	char path[FM_PATH_BYTES], text[FM_REGISTRY_RECORD];
 	uint64_t after = 0, id;
 	int rc = ZOK;
 
@@ -314,7 +253,7 @@ static int record_mine(struct fm_registry *r, const uint64_t *ids, size_t n)
 		if (!id)
 			return rc;
 		after = id;
-		rc = create(r, node_path(path, "regions", id), text, 0);
+		rc = fm_registry_create(r, fm_registry_path(path, "regions", id), text, 0);
 		if (rc == ZNODEEXISTS)
 			rc = ZOK;
 		if (rc != ZOK)
@@ -339,13 +278,13 @@ int fm_registry_look_round(struct fm_registry *r)
 		every_ns = 10000000000u;
 	r->scan_ns = fm_registry_now() + every_ns;
 	/* Regions first: one that begins meanwhile is of a host that is seen then. */
-	rc = list_ids(r, "/fm/regions", &regions, &nregions);
+	rc = fm_registry_list(r, "/fm/regions", &regions, &nregions);
 	if (rc == ZOK)
 		rc = see_regions(r, regions, nregions);
 	if (rc == ZOK)
-		rc = list_ids(r, "/fm/stopped", &stopped, &nstopped);
+		rc = fm_registry_list(r, "/fm/stopped", &stopped, &nstopped);
 	if (rc == ZOK)
-		rc = list_ids(r, "/fm/hosts", &hosts, &nhosts);
+		rc = fm_registry_list(r, "/fm/hosts", &hosts, &nhosts);
 	if (rc == ZOK && !has(hosts, nhosts, r->host_id))
 		rc = make_host_node(r); /* somebody removed it */
 	if (rc == ZOK) {
@@ -362,15 +301,15 @@ int fm_registry_look_round(struct fm_registry *r)
 
 int fm_registry_remove_record(struct fm_registry *r, uint64_t id)
 {
-	char path[PATH_BYTES];
-	int rc = zoo_delete(r->zh, node_path(path, "regions", id), -1);
+	char path[FM_PATH_BYTES];
+	int rc = zoo_delete(r->zh, fm_registry_path(path, "regions", id), -1);
 
 	return rc == ZNONODE ? ZOK : rc;
 }
 
 static int region_new(struct fm_registry *r, struct fm_order *o)
 {
-	char path[PATH_BYTES];
+	char path[FM_PATH_BYTES];
 	int rc = ZNODEEXISTS;
 	uint64_t id = 0;
 
@@ -380,7 +319,7 @@ static int region_new(struct fm_registry *r, struct fm_order *o)
 			o->result = -EIO;
 			return ZOK;
 		}
-		rc = id ? create(r, node_path(path, "regions", id), o->mine->text, 0) : ZNODEEXISTS;
+		rc = id ? fm_registry_create(r, fm_registry_path(path, "regions", id), o->mine->text, 0) : ZNODEEXISTS;
 	}
 	if (fm_registry_is_away(rc))
 		return rc;
@@ -419,26 +358,26 @@ static bool may_claim(struct fm_registry *r, const struct fm_seen *s)
 /* Be the one that collects s->host, and write that into the record. ZNODEEXISTS: another is; ZNONODE: the region is gone. */
 static int claim_region(struct fm_registry *r, const struct fm_seen *s, struct fm_registry_claim *out)
 {
-	char path[PATH_BYTES], lock[PATH_BYTES], me[32];
+	char path[FM_PATH_BYTES], lock[FM_PATH_BYTES], me[32];
 	struct Stat stat;
 	int rc, len;
 
-	node_path(lock, "collect", s->host);
+	fm_registry_path(lock, "collect", s->host);
 	snprintf(me, sizeof me, "by=%016" PRIx64 "\n", r->host_id);
 	rc = take_ephemeral(r, lock, me);
 	if (rc != ZOK)
 		return rc;
 	/* From here on we see everything that came before the lock. */
 	if (s->host != r->host_id) {
-		rc = zoo_exists(r->zh, node_path(path, "hosts", s->host), 0, &stat);
+		rc = zoo_exists(r->zh, fm_registry_path(path, "hosts", s->host), 0, &stat);
 		if (rc == ZNONODE)
-			rc = zoo_exists(r->zh, node_path(path, "stopped", s->host), 0, &stat);
+			rc = zoo_exists(r->zh, fm_registry_path(path, "stopped", s->host), 0, &stat);
 		if (rc == ZOK)
 			rc = ZNODEEXISTS; /* it is back */
 		if (rc != ZNONODE)
 			goto unlock;
 	}
-	rc = read_node(r, node_path(path, "regions", s->id), &len, &stat);
+	rc = fm_registry_get(r, fm_registry_path(path, "regions", s->id), &len, &stat);
 	if (rc == ZOK && fm_registry_record_parse(r->data, (size_t)len, &out->record))
 		rc = ZNONODE; /* not a record any more: left alone */
 	if (rc != ZOK)
@@ -486,34 +425,25 @@ static int claim(struct fm_registry *r, struct fm_order *o)
 
 static int claim_lost(struct fm_registry *r, struct fm_order *o)
 {
-	char path[PATH_BYTES];
+	char path[FM_PATH_BYTES];
 	struct Stat stat;
 	int rc;
 
 	o->result = 0;
 	if (o->claim.orphan)
 		return ZOK;
-	rc = zoo_exists(r->zh, node_path(path, "hosts", o->claim.host), 0, &stat);
+	rc = zoo_exists(r->zh, fm_registry_path(path, "hosts", o->claim.host), 0, &stat);
 	o->result = rc == ZNONODE ? 0 : -EBUSY;
 	return rc;
 }
 
 static int claim_done(struct fm_registry *r, const struct fm_registry_claim *c, bool collected)
 {
-	char path[PATH_BYTES];
+	char path[FM_PATH_BYTES];
 	int rc = collected ? fm_registry_remove_record(r, c->id) : ZOK;
 
 	if (rc == ZOK)
-		rc = zoo_delete(r->zh, node_path(path, "collect", c->host), -1);
-	return rc;
-}
-
-static int store_set(struct fm_registry *r, struct fm_order *o)
-{
-	int rc = o->version < 0 ? create(r, o->name, o->text, 0)
-				: zoo_set(r->zh, o->name, o->text, (int)strlen(o->text), o->version);
-
-	o->result = rc == ZOK ? 0 : rc == ZBADVERSION || rc == ZNODEEXISTS || rc == ZNONODE ? -EBUSY : -EIO;
+		rc = zoo_delete(r->zh, fm_registry_path(path, "collect", c->host), -1);
 	return rc;
 }
 
@@ -528,8 +458,8 @@ int fm_registry_carry_out(struct fm_registry *r, struct fm_order *o)
 		return claim_lost(r, o);
 	case FM_ORDER_CLAIM_DONE:
 		return claim_done(r, &o->claim, o->collected);
-	case FM_ORDER_STORE_SET:
-		return store_set(r, o);
+	case FM_ORDER_MEMBERS:
+		return fm_registry_order_members(r, o);
 	}
 	return ZOK;
 }

@@ -151,6 +151,16 @@ struct fm_region_hdr {
 	_Alignas(64) struct fm_baseline baseline; /* written by fm-stat clear */
 };
 
+/* What the registry says of the store, and how far this host is. Written by fm-faultd's main thread only. */
+struct fm_registry_shm {
+	_Atomic uint64_t configured; /* 1: there is one */
+	_Atomic uint64_t here;       /* 1: connected, as far as is known */
+	_Atomic uint64_t epoch;      /* membership epoch that this host goes by; 0: none yet */
+	_Atomic uint64_t settled;    /* no page of this host is placed by an older one */
+	_Atomic uint64_t oldest;     /* ... nor one of any host by an older one than this; only while a server is drained, else 0 */
+	_Atomic uint64_t behind;     /* id of a host that has pages by that one */
+};
+
 /* daemon.state */
 struct fm_daemon_shm {
 	uint64_t magic; /* FM_MAGIC_DAEMON */
@@ -170,6 +180,7 @@ struct fm_daemon_shm {
 	_Atomic uint64_t store_limit_bytes; /* 0 unknown */
 	_Atomic uint64_t store_errors;
 	_Alignas(64) struct fm_cluster_shm cluster; /* servers of a network store */
+	_Alignas(64) struct fm_registry_shm registry;
 };
 
 #define fm_ld(p) atomic_load_explicit((p), memory_order_relaxed)

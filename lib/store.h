@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "cluster.h"
+#include "members.h"
 
 /* What became of one page of a batch. */
 enum fm_store_result {
@@ -42,7 +43,9 @@ struct fm_store_options {
 	bool no_seal;         /* network stores: in the clear, with a checksum */
 	struct fm_cluster_shm *cluster; /* the host's table of servers and epochs; NULL: the handle makes one of its own from the URI */
 	bool make_cluster;    /* put the URI's servers into cluster: the daemon's first handle */
-	bool must_answer;     /* every server must answer now; else one that is away is waited for later */
+	const struct fm_members *members; /* with make_cluster: the registry's membership, instead of the URI's servers; NULL: not known */
+	bool registry;        /* with make_cluster: a registry decides; until it is known, a table that has servers stays as it is */
+	bool must_answer;     /* every member must answer now; else one that is away is waited for later */
 };
 
 /* What a kind of store must do; see the functions of the same names below. */
@@ -170,6 +173,19 @@ static inline int fm_store_usage(struct fm_store *s, uint64_t *used_bytes, uint6
  * slot, or -errno with one line in why. fm-faultd's main thread only. May wait for DNS.
  */
 int fm_store_memcached_add(struct fm_cluster_shm *c, const char *address, char *why);
+
+/*
+ * May a server at address join the memcached store s? It must answer, be fit, and be none of the store's servers under another
+ * name. Returns 0 or -errno with one line in why. fm-faultd's main thread only. May wait for DNS, and some seconds for the server.
+ */
+int fm_store_memcached_probe(struct fm_store *s, const char *address, char *why);
+
+/*
+ * Give the servers of the table the roles that the membership says; those that it does not name have left. A server whose address is that
+ * of one in the table under another name is that one. Returns how many members could not be added (no such host, the table is full), of
+ * which why has the last. fm-faultd's main thread only. May wait for DNS.
+ */
+unsigned fm_store_memcached_apply(struct fm_cluster_shm *c, const struct fm_members *m, char *why);
 
 extern const struct fm_store_ops fm_store_dir, fm_store_memcached;
 

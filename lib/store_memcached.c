@@ -107,7 +107,7 @@ static int mc_open(const char *uri, const struct fm_store_options *o, struct fm_
 	s->replicas = o->replicas ? o->replicas : 1;
 	r = fm_mc_uri_parse(uri, &s->servers.uri, why);
 	if (r == 0)
-		r = fm_mc_servers_open(&s->servers, o->cluster, o->make_cluster, why);
+		r = fm_mc_servers_open(&s->servers, o, why);
 	if (r == 0 && !o->no_seal) {
 		if (!o->key_file) {
 			snprintf(why, FM_STORE_WHY, "a network store needs --key-file (made when missing) or --no-seal");
@@ -594,6 +594,11 @@ static int mc_region_end(struct fm_store *store, uint64_t region)
 static void mc_monitor(struct fm_store *store)
 {
 	fm_mc_servers_monitor(&((struct mc_store *)store)->servers);
+}
+
+int fm_store_memcached_probe(struct fm_store *store, const char *address, char *why)
+{
+	return fm_mc_servers_probe(&((struct mc_store *)store)->servers, address, why);
 }
 
 static int mc_usage(struct fm_store *store, uint64_t *used, uint64_t *limit)

@@ -60,6 +60,8 @@ struct evictord {
 	bool draining;
 	bool starting; /* see struct slot */
 	bool eof;
+	unsigned regions_due; /* that fm-faultd is about to tell us */
+	bool blind;           /* there is a region that we know nothing of */
 	/* A pass over all words, moving pages to the newest placement epoch. */
 	uint64_t pass_epoch;   /* 0: none runs */
 	uint64_t pass_left;    /* pages that could not be moved in it */
@@ -109,8 +111,9 @@ static void add_region(struct evictord *d, uint64_t id, const int *fds, unsigned
 		if (e == 0)
 			e = fm_evict_begin(&d->evictor, &s->r);
 	}
-	if (e) {
+	if (e || !s) {
 		/* Its pages then stay here; the others' budgets are kept all the same. */
+		d->blind = true;
 		fm_warn("region %016llx: cannot be evicted from: %s", (unsigned long long)id, why ? why : strerror(-e));
 		if (s && s->r.map.hdr)
 			fm_shmfile_region_unmap(&s->r.map);
@@ -221,6 +224,7 @@ static void on_message(struct evictord *d)
 	}
 	switch (type) {
 	case FM_CTL_REGION_ADD:
+		d->regions_due -= d->regions_due > 0;
 		if (nfds >= 3) {
 			add_region(d, m.region.id, fds, nfds);
 			return;
@@ -306,6 +310,9 @@ static bool do_moves(struct evictord *d, uint64_t now)
 
 	if (!target || atomic_load(&c->settled) >= target)
 		return false;
+	/* A pass that misses a region would say that nothing is left. */
+	if (d->regions_due)
+		return false;
 	if (now < d->move_next_ns)
 		return true;
 	if (d->pass_epoch != target) {
@@ -324,6 +331,7 @@ static bool do_moves(struct evictord *d, uint64_t now)
 		d->move_next_ns = now + moved * MOVE_NS_PER_PAGE;
 		return true;
 	}
+	d->pass_left += d->blind;
 	atomic_store(&c->pages_left, d->pass_left);
 	fm_bump(&c->passes, 1);
 	if (d->pass_left == 0)
@@ -596,6 +604,7 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 		setrlimit(RLIMIT_NOFILE, &l);
 	}
 	enlist(&d, run_dir, &ok);
+	d.regions_due = ok.regions;
 	o.key_file = *ok.key_file ? ok.key_file : NULL;
 	o.replicas = ok.replicas;
 	o.no_seal = ok.no_seal;

@@ -58,6 +58,8 @@ static const struct option options[] = {
     {NULL, 0, NULL, 0},
 };
 
+#define ADD_TURNS 250 /* of 20 ms */
+
 static const char *run_dir = "/run/fm";
 static int run_fd = -1;
 
@@ -260,6 +262,36 @@ static int grace(const char *ms, const char *region)
 	return FM_EXIT_OK;
 }
 
+/* Does the server have that role, and when drained, is no page left on it? With a registry: no page of any host. */
+static bool server_is(const struct fm_daemon_shm *s, const char *address, enum fm_server_role role)
+{
+	const struct fm_cluster_shm *c = &s->cluster;
+	int slot = fm_cluster_find(c, address);
+	uint64_t now = fm_ld(&c->epoch_now);
+
+	if (role == FM_SERVER_MEMBER)
+		return slot >= 0 && fm_ld(&c->server[slot].role) == FM_SERVER_MEMBER;
+	if (slot < 0)
+		return true;
+	if (fm_ld(&s->registry.configured) && fm_ld(&c->server[slot].role) != FM_SERVER_LEFT)
+		return false;
+	return !(fm_cluster_servers(c, FM_EPOCH_TAG(now)) & (1ull << slot)) && fm_ld(&c->settled) >= now;
+}
+
+/* Draining takes long: is it a host other than this one that has pages there? */
+static void say_who_is_behind(const struct fm_daemon_shm *s)
+{
+	const struct fm_registry_shm *r = &s->registry;
+
+	if (!fm_ld(&r->configured))
+		return;
+	if (!fm_ld(&r->here))
+		fm_info("the registry is away: going on when it is back");
+	else if (fm_ld(&r->behind) && fm_ld(&r->settled) > fm_ld(&r->oldest))
+		fm_info("waiting for host %016llx, which has pages by epoch %llu", (unsigned long long)fm_ld(&r->behind),
+			(unsigned long long)fm_ld(&r->oldest));
+}
+
 /* Have a server take part in the store, or no more. Draining waits until no page is left on it. */
 static int change_server(const char *address, enum fm_server_role role)
 {
@@ -268,7 +300,7 @@ static int change_server(const char *address, enum fm_server_role role)
 	const char *why = NULL;
 	struct fm_daemon_map d;
 	char reason[256];
-	int fd, r, slot;
+	int fd, r;
 
 	if (strlen(address) == 0 || strlen(address) >= sizeof m.address)
 		fm_die(FM_EXIT_USAGE, "%.60s: a server is host:port or /path.sock", address);
@@ -279,24 +311,20 @@ static int change_server(const char *address, enum fm_server_role role)
 	r = fm_ctl_call(fd, FM_CTL_SERVER, &m, NULL, 0, FM_CTL_OK, NULL, NULL, reason);
 	close(fd);
 	if (r && *reason)
-		fm_die(FM_EXIT_FAILED, "%s", reason);
+		fm_die(r == -EAGAIN ? FM_EXIT_PEER : FM_EXIT_FAILED, "%s", reason);
 	if (r)
 		fm_die(FM_EXIT_PEER, "%s/fm.sock: fm-faultd does not answer: %s", run_dir, strerror(-r));
-	if (role == FM_SERVER_MEMBER)
-		return FM_EXIT_OK;
 	open_run_dir();
 	if (fm_shmfile_daemon_map(run_fd, 0, &d, &why))
 		fm_die(FM_EXIT_FAILED, "%s/%s: %s", run_dir, FM_DAEMON_STATE, why ? why : "cannot be read");
-	slot = fm_cluster_find(&d.shm->cluster, address);
-	/* Until the newest epoch is without it, and no page names an older one. */
-	for (unsigned i = 0;; i++) {
-		const struct fm_cluster_shm *c = &d.shm->cluster;
-		uint64_t now = fm_ld(&c->epoch_now);
-
-		if (slot < 0 || (!(fm_cluster_servers(c, FM_EPOCH_TAG(now)) & (1ull << slot)) && fm_ld(&c->settled) >= now))
+	for (unsigned i = 0; !server_is(d.shm, address, role); i++) {
+		/* With a registry the change comes back from there; if it takes its time, it is made all the same. */
+		if (role == FM_SERVER_MEMBER && i == ADD_TURNS)
 			break;
 		if (i % 100 == 99 && fm_shmfile_daemon_alive(run_fd, NULL) != 1)
 			fm_die(FM_EXIT_PEER, "%s: fm-faultd ended: not drained yet", run_dir);
+		if (i % 500 == 499)
+			say_who_is_behind(d.shm);
 		nanosleep(&nap, NULL);
 	}
 	fm_shmfile_daemon_unmap(&d);

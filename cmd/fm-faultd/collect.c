@@ -38,8 +38,7 @@ struct collector {
 	struct fm_registry *registry;
 	uint64_t host_id;
 	unsigned ttl_s;
-	struct fm_mc_uri own; /* our store's servers; none when it is of another kind */
-	const struct fm_cluster_shm *cluster; /* the same, and those added since */
+	const struct fm_cluster_shm *cluster; /* our store's servers; none when it is of another kind */
 	/* of the region under way */
 	const struct fm_registry_claim *claim;
 	uint64_t until_ns, look_ns;
@@ -58,56 +57,81 @@ static bool stopping(struct collector *c)
 
 /* --- signs of life */
 
+/* Where a server of our table is. The table only grows, and where a server is never changes. */
+static void address_of(const struct fm_server_shm *shm, struct fm_mc_address *a)
+{
+	memset(a, 0, sizeof *a);
+	memcpy(a->text, shm->address, sizeof a->text);
+	memcpy(&a->sa, shm->sockaddr, sizeof a->sa);
+	a->sa_len = shm->sockaddr_len;
+}
+
+/* On members that are up, as far as is known: others look on every server of the membership. */
 static void beat(struct collector *c)
 {
-	unsigned done = 0;
+	unsigned done = 0, n = atomic_load(&c->cluster->nservers);
 
-	for (unsigned i = 0; i < c->own.nservers && done < BEATS && !stopping(c); i++) {
+	for (unsigned i = 0; i < n && i < FM_SERVERS && done < BEATS && !stopping(c); i++) {
+		const struct fm_server_shm *shm = &c->cluster->server[i];
 		struct fm_mc_address a;
-		char why[256];
 
-		if (fm_mc_address(c->own.server[i], strlen(c->own.server[i]), &a, why) == 0)
-			done += fm_mccollect_beat(&a, c->host_id, c->ttl_s, BEAT_MS) == 0;
+		if (atomic_load(&shm->role) != FM_SERVER_MEMBER || atomic_load(&shm->state) != FM_SERVER_UP)
+			continue;
+		address_of(shm, &a);
+		done += fm_mccollect_beat(&a, c->host_id, c->ttl_s, BEAT_MS) == 0;
 	}
 }
 
-static bool shows_life(const struct fm_mc_address *a, unsigned n, uint64_t host)
+/* A server that may have keys of a region. */
+struct place {
+	struct fm_mc_address a;
+	bool must; /* not done before it was looked at; else it is one that has left, and no page was left there */
+};
+
+static bool shows_life(const struct place *p, unsigned n, uint64_t host)
 {
 	for (unsigned i = 0; i < n; i++)
-		if (fm_mccollect_beats(&a[i], host, BEAT_MS) == 1)
+		if (fm_mccollect_beats(&p[i].a, host, BEAT_MS) == 1)
 			return true;
 	return false;
 }
 
 /* --- one region */
 
-/* Add a server to a[0, *n), unless it is there. Returns 0 or -errno. */
-static int add_server(const char *text, struct fm_mc_address *a, unsigned *n, char *why)
+/* Add a server to p[0, *n), unless it is there. Returns 0 or -errno. */
+static int add_place(const char *text, bool must, struct place *p, unsigned *n, char *why)
 {
 	unsigned k = 0;
 	int e;
 
-	while (k < *n && strcmp(a[k].text, text) != 0)
+	while (k < *n && strcmp(p[k].a.text, text) != 0)
 		k++;
-	if (k < *n || *n == MAX_SERVERS)
+	if (k < *n) {
+		p[k].must |= must;
 		return 0;
-	e = fm_mc_address(text, strlen(text), &a[*n], why);
+	}
+	if (*n == MAX_SERVERS)
+		return must ? -ENOSPC : 0;
+	e = fm_mc_address(text, strlen(text), &p[*n].a, why);
+	p[*n].must = must;
 	*n += e == 0;
-	return e;
+	return must ? e : 0;
 }
 
-/* Where pages of that store may be: the servers that its URI names, and those that we know were added to ours since. */
-static int find_servers(const struct collector *c, const char *uri, struct fm_mc_address *a, unsigned *n, char *why)
+/*
+ * Where keys of that region may be: on the members of the store and those that are drained, as the registry has them and as we do; and on the
+ * servers that the record's URI names, unless its host was seen to have no page on any but the registry's.
+ */
+static int find_places(const struct collector *c, const struct fm_registry_record *rec, struct place *p, unsigned *n, char *why)
 {
 	struct fm_mc_uri *u = malloc(sizeof *u);
 	unsigned added = atomic_load(&c->cluster->nservers);
-	int e = u ? fm_mc_uri_parse(uri, u, why) : -ENOMEM;
+	int e = u ? fm_mc_uri_parse(rec->store, u, why) : -ENOMEM;
 
 	for (unsigned i = 0; e == 0 && i < u->nservers; i++)
-		e = add_server(u->server[i], a, n, why);
+		e = add_place(u->server[i], rec->epoch == 0, p, n, why);
 	for (unsigned i = 0; e == 0 && i < added && i < FM_SERVERS; i++)
-		if (atomic_load(&c->cluster->server[i].state) != FM_SERVER_NONE)
-			e = add_server(c->cluster->server[i].address, a, n, why);
+		e = add_place(c->cluster->server[i].address, atomic_load(&c->cluster->server[i].role) != FM_SERVER_LEFT, p, n, why);
 	free(u);
 	return e;
 }
@@ -130,7 +154,7 @@ static bool give_up(void *arg)
 static int collect(struct collector *c, const struct fm_registry_claim *claim, uint64_t *deleted, char *why)
 {
 	struct fm_mccollect m = {.region = claim->id, .timeout_ms = SERVER_MS, .stop = give_up, .arg = c};
-	struct fm_mc_address *a;
+	struct place *p;
 	unsigned n = 0;
 	int e;
 
@@ -140,26 +164,26 @@ static int collect(struct collector *c, const struct fm_registry_claim *claim, u
 		snprintf(why, 256, "%.100s: is not a store that can be collected", claim->record.store);
 		return -EOPNOTSUPP;
 	}
-	a = calloc(MAX_SERVERS, sizeof *a);
+	p = calloc(MAX_SERVERS, sizeof *p);
 	snprintf(why, 256, "out of memory");
-	e = a ? find_servers(c, claim->record.store, a, &n, why) : -ENOMEM;
+	e = p ? find_places(c, &claim->record, p, &n, why) : -ENOMEM;
 	c->claim = claim;
 	c->until_ns = fm_now_ns() + REGION_NS;
 	c->look_ns = 0;
 	c->lost = false;
-	if (e == 0 && !claim->orphan && shows_life(a, n, claim->host)) {
+	if (e == 0 && !claim->orphan && shows_life(p, n, claim->host)) {
 		snprintf(why, 256, "the host still reaches the store, though not the registry");
 		e = -EBUSY;
 	}
 	for (unsigned i = 0; i < n && e == 0; i++) {
-		e = fm_mccollect_server(&a[i], &m, why);
-		if (e == -ECONNREFUSED || e == -ENOENT)
+		e = fm_mccollect_server(&p[i].a, &m, why);
+		if (e == -ECONNREFUSED || e == -ENOENT || (!p[i].must && e != -ECANCELED))
 			e = 0; /* no server: what it held is gone with it */
 	}
 	if (e == -ECANCELED && c->lost)
 		snprintf(why, 256, "the host is back, or the registry away");
 	*deleted = m.deleted;
-	free(a);
+	free(p);
 	return e;
 }
 
@@ -212,7 +236,6 @@ int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct
 {
 	struct collector *c = calloc(1, sizeof *c);
 	pthread_condattr_t attr;
-	char why[256];
 	int e;
 
 	if (!c)
@@ -221,8 +244,6 @@ int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct
 	c->cluster = &d->daemon->cluster;
 	c->host_id = host_id;
 	c->ttl_s = grace_s == 0 ? 60 : grace_s < 4 ? 4 : grace_s;
-	if (strncmp(d->store_uri, "memcached:", 10) == 0 && fm_mc_uri_parse(d->store_uri, &c->own, why))
-		c->own.nservers = 0;
 	pthread_mutex_init(&c->mutex, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -113,6 +113,8 @@ void evictor_connected(struct faultd *d, struct conn *c)
 	strcpy(ok.store_uri, d->store_uri);
 	ok.replicas = d->store_options.replicas;
 	ok.no_seal = d->store_options.no_seal;
+	for (const struct region *r = d->regions; r; r = r->next)
+		ok.regions++;
 	if (d->store_options.key_file)
 		strcpy(ok.key_file, d->store_options.key_file);
 	c->evictor = true;

@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "ctl.h"
+#include "members.h"
 #include "shard.h"
 #include "shmfile.h"
 #include "store.h"
@@ -55,6 +56,17 @@ struct region {
 	bool ending; /* nothing is served any more; it waits for the evictor to let go of it, or to delete its keys */
 };
 
+/* The store's membership in the registry. Main thread only. */
+struct membership {
+	bool known;            /* now is what it was last; else the registry never told */
+	bool absent;           /* the registry has none */
+	bool incomplete;       /* a member could not be taken into the table */
+	struct fm_members now;
+	uint64_t settled;      /* what the registry was told: see fm_registry_settled() */
+	uint64_t again_ns;     /* CLOCK_MONOTONIC: when to apply it once more; 0 not */
+	uint64_t publish_ns;   /* ... not to publish before */
+};
+
 struct faultd {
 	/* options */
 	const char *store_uri;
@@ -83,6 +95,7 @@ struct faultd {
 	uint64_t respawn_ns;  /* when to start another; 0: no need */
 	uint64_t next_cookie;
 	struct fm_registry *registry; /* NULL: none */
+	struct membership membership;
 	struct collector *collector;
 	atomic_bool hold; /* are fills held back above the hard mark? */
 	bool stop;
@@ -163,6 +176,20 @@ void registry_region_end(struct faultd *d, uint64_t id);
 void registry_news(struct faultd *d);
 /* regions_left: some wait for the next fm-faultd. */
 void registry_close(struct faultd *d, bool regions_left);
+
+/* members.c: the servers of the store, in the registry and here. */
+struct fm_registry_news;
+/* Has the store servers, and are they the registry's matter? */
+bool members_wanted(const struct faultd *d);
+/* The membership to open the store with; NULL: not known. */
+const struct fm_members *members_first(struct faultd *d);
+/* The store is open: say where --store differs, publish it when the registry has none. */
+void members_begin(struct faultd *d);
+void members_news(struct faultd *d, const struct fm_registry_news *n);
+/* Once a second. */
+void members_tick(struct faultd *d);
+/* A request to add or drain a server, by somebody who may. Answers c. */
+void members_on_server(struct faultd *d, struct conn *c, const struct fm_ctl_server *m);
 
 /*
  * collect.c: the thread that deletes what dead hosts left in the store; d->registry, store_uri and daemon are set. Returns 0 and *out,

@@ -222,6 +222,7 @@ static void open_daemon_state(struct faultd *d)
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
 	else
 		memset(s, 0, sizeof *s);
+	memset(&s->registry, 0, sizeof s->registry);
 	s->version = FM_SHM_VERSION;
 	s->pid = getpid();
 	s->start_ns = fm_now_ns();
@@ -265,13 +266,17 @@ static void open_store(struct faultd *d)
 		free(ids);
 	d->store_options.must_answer = regions == 0;
 	d->store_options.make_cluster = true;
+	d->store_options.registry = members_wanted(d);
+	d->store_options.members = members_first(d);
 	d->store_options.cluster = &d->daemon->cluster;
 	atomic_store(&d->daemon->cluster.replicas, d->store_options.replicas);
 	e = fm_store_open(d->store_uri, &d->store_options, &d->store, why);
 	if (e)
 		fm_die(e == -EINVAL ? FM_EXIT_USAGE : strncmp(d->store_uri, "dir:", 4) == 0 ? FM_EXIT_FAILED : FM_EXIT_PEER,
 		       "--store: %s", why);
-	d->store_options.must_answer = d->store_options.make_cluster = false;
+	d->store_options.must_answer = d->store_options.make_cluster = d->store_options.registry = false;
+	d->store_options.members = NULL;
+	members_begin(d);
 }
 
 static void make_room_for_descriptors(void)
@@ -324,7 +329,6 @@ int main(int argc, char **argv)
 	if (e)
 		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	open_daemon_state(&d);
-	open_store(&d);
 	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	d.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	d.evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -334,6 +338,7 @@ int main(int argc, char **argv)
 	e = registry_open(&d, why);
 	if (e)
 		fm_die(e == -ENOENT || e == -EHOSTUNREACH ? FM_EXIT_PEER : FM_EXIT_FAILED, "--registry: %s", why);
+	open_store(&d); /* after the registry, which knows its servers best */
 
 	if (region_take_over(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);

@@ -94,9 +94,12 @@ int registry_open(struct faultd *d, char *why)
 	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
 		free(ids);
 	o.must_answer = regions == 0;
+	o.settles = strncmp(d->store_uri, "memcached:", 10) == 0;
 	e = fm_registry_open(&o, o.must_answer ? OPEN_MS : 0, &d->registry, why);
 	if (e)
 		return e;
+	atomic_store(&d->daemon->registry.configured, 1);
+	registry_news(d); /* the store is opened with the membership that it knows by now */
 	e = watch_add(d, fm_registry_fd(d->registry), &watch_registry);
 	if (e) {
 		snprintf(why, FM_STORE_WHY, "cannot be watched: %s", strerror(-e));
@@ -144,7 +147,8 @@ void registry_close(struct faultd *d, bool regions_left)
 
 static void record_of(const struct faultd *d, uint64_t pages, uint64_t created_s, struct fm_registry_record *rec)
 {
-	*rec = (struct fm_registry_record){.pages = pages, .created = created_s};
+	/* Pages are put by newer epochs than the one that all of this host has settled by, never by older ones. */
+	*rec = (struct fm_registry_record){.pages = pages, .created = created_s, .epoch = d->membership.settled};
 	snprintf(rec->store, sizeof rec->store, "%.511s", d->store_uri);
 }
 
@@ -214,6 +218,5 @@ void registry_news(struct faultd *d)
 			n.remade, n.remade == 1 ? "" : "s", n.remade_id);
 	if (n.members_changed)
 		fm_info("registry: store members: version %d", n.members_version);
-	if (n.epoch_changed)
-		fm_info("registry: store epoch: version %d", n.epoch_version);
+	members_news(d, &n);
 }

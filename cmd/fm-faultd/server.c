@@ -187,31 +187,12 @@ static void on_grace(struct faultd *d, struct conn *c, const struct fm_ctl_evict
 	conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
 }
 
-/* Add a server to the store, or drain one. The monitor opens the epoch that follows from it. */
 static void on_server(struct faultd *d, struct conn *c, const struct fm_ctl_server *m)
 {
-	struct fm_cluster_shm *k = &d->daemon->cluster;
-	char address[FM_SERVER_ADDRESS], why[FM_STORE_WHY];
-	int slot;
-
-	memcpy(address, m->address, sizeof address);
-	address[sizeof address - 1] = '\0';
-	if (!trusted(c)) {
+	if (trusted(c))
+		members_on_server(d, c, m);
+	else
 		conn_error(c, EPERM, "server: only root may change the store");
-	} else if (!fm_ld(&k->epoch_now)) {
-		conn_error(c, EINVAL, "%.200s: this store has no servers to add or drain", d->store_uri);
-	} else if (m->role == FM_SERVER_MEMBER) {
-		slot = fm_store_memcached_add(k, address, why);
-		if (slot < 0)
-			conn_error(c, -slot, "%s", why);
-		else
-			conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
-	} else if ((slot = fm_cluster_find(k, address)) < 0) {
-		conn_error(c, ENOENT, "%s: no such server (fm-stat stores lists them)", address);
-	} else {
-		atomic_store(&k->server[slot].role, FM_SERVER_DRAINED);
-		conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
-	}
 }
 
 static void on_gone(struct faultd *d, const struct fm_ctl_region *m)
@@ -439,6 +420,7 @@ static void on_timer(struct faultd *d)
 		return;
 	regions_check_alive(d);
 	fm_store_monitor(d->store);
+	members_tick(d);
 	e = fm_store_usage(d->store, &used, &limit);
 	atomic_store(&d->daemon->store_up, e == 0);
 	if (e == 0) {

@@ -88,7 +88,8 @@ static json_t *region(const struct sample_region *r, bool with_histogram)
 
 int print_json(const struct sample *s, bool with_histogram)
 {
-	json_t *doc, *daemon, *placement, *regions = json_array(), *stores = json_array();
+	json_t *doc, *daemon, *placement, *registry, *regions = json_array(), *stores = json_array();
+	char behind[17];
 	int err = 0;
 
 	for (size_t i = 0; i < s->nregions; i++)
@@ -96,9 +97,9 @@ int print_json(const struct sample *s, bool with_histogram)
 	for (unsigned i = 0; i < s->nstores; i++) {
 		const struct sample_store *t = &s->stores[i];
 
-		json_array_append_new(stores, json_pack("{s:s, s:b, s:o, s:o, s:o, s:s, s:b, s:b, s:o, s:o, s:o}", "uri", t->uri, "up", (int)t->up,
+		json_array_append_new(stores, json_pack("{s:s, s:b, s:o, s:o, s:o, s:s, s:s*, s:b, s:b, s:o, s:o, s:o}", "uri", t->uri, "up", (int)t->up,
 							"used_bytes", number(t->used_bytes), "limit_bytes", number(t->limit_bytes),
-							"errors", number(t->errors), "state", t->state, "drained", (int)t->drained,
+							"errors", number(t->errors), "state", t->state, "role", t->role, "drained", (int)t->drained,
 							"full", (int)t->full, "items", number(t->items), "restarts", number(t->restarts), "rtt_ns",
 							number(t->rtt_ns)));
 	}
@@ -107,8 +108,13 @@ int print_json(const struct sample *s, bool with_histogram)
 			   number(s->resident_pages));
 	placement = json_pack("{s:o, s:i, s:o, s:o}", "epoch", number(s->epoch), "epochs", (int)s->epochs, "pages_left",
 			      number(s->pages_left), "pages_moved", number(s->pages_moved));
-	doc = json_pack("{s:i, s:o, s:o, s:o, s:o, s:o}", "version", 1, "time_ms", number(s->realtime_ns / 1000000), "daemon", daemon,
-			"regions", regions, "stores", stores, "placement", placement);
+	snprintf(behind, sizeof behind, "%016" PRIx64, s->registry_behind);
+	registry = s->registry ? json_pack("{s:b, s:o, s:o, s:o, s:s*}", "here", (int)s->registry_here, "epoch", number(s->registry_epoch),
+					   "settled", number(s->registry_settled), "oldest", number(s->registry_oldest), "behind",
+					   s->registry_behind ? behind : NULL)
+			       : json_null();
+	doc = json_pack("{s:i, s:o, s:o, s:o, s:o, s:o, s:o}", "version", 1, "time_ms", number(s->realtime_ns / 1000000), "daemon", daemon,
+			"regions", regions, "stores", stores, "placement", placement, "registry", registry);
 	/* Whatever failed to be made above is missing in doc, or doc itself is. */
 	if (!doc || json_array_size(regions) != s->nregions || json_dumpf(doc, stdout, JSON_COMPACT) < 0)
 		err = ferror(stdout) ? 0 : -ENOMEM;

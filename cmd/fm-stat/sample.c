@@ -81,7 +81,23 @@ static const char *const server_states[] = {
 	[FM_SERVER_DEAD] = "dead",
 };
 
-/* Each server of a cluster. */
+static const char *const server_roles[] = {
+	[FM_SERVER_MEMBER] = "member",
+	[FM_SERVER_DRAINED] = "drained",
+	[FM_SERVER_LEFT] = "left",
+};
+
+static void read_registry(const struct fm_registry_shm *r, struct sample *s)
+{
+	s->registry = fm_ld(&r->configured) != 0;
+	s->registry_here = fm_ld(&r->here) != 0;
+	s->registry_epoch = fm_ld(&r->epoch);
+	s->registry_settled = fm_ld(&r->settled);
+	s->registry_oldest = fm_ld(&r->oldest);
+	s->registry_behind = fm_ld(&r->behind);
+}
+
+/* Each server of a cluster, but those that have left and hold nothing of ours any more. */
 static void read_cluster(const struct fm_cluster_shm *c, struct sample *s)
 {
 	unsigned n = fm_ld(&c->nservers);
@@ -93,13 +109,18 @@ static void read_cluster(const struct fm_cluster_shm *c, struct sample *s)
 		s->epochs += fm_ld(&c->epoch[i].number) != 0;
 	for (unsigned i = 0; i < n && i < FM_SERVERS; i++) {
 		const struct fm_server_shm *v = &c->server[i];
-		struct sample_store *t = &s->stores[s->nstores++];
-		uint32_t state = fm_ld(&v->state);
+		uint32_t state = fm_ld(&v->state), role = fm_ld(&v->role);
+		struct sample_store *t;
+
+		if (role == FM_SERVER_LEFT && !fm_cluster_in_use(c, i))
+			continue;
+		t = &s->stores[s->nstores++];
 
 		snprintf(t->uri, sizeof t->uri, "memcached:%s%.*s", *v->address == '/' ? "" : "//", (int)sizeof v->address - 1, v->address);
 		t->up = state == FM_SERVER_UP;
 		t->state = state <= FM_SERVER_DEAD ? server_states[state] : "?";
-		t->drained = fm_ld(&v->role) == FM_SERVER_DRAINED;
+		t->role = role <= FM_SERVER_LEFT ? server_roles[role] : "?";
+		t->drained = role != FM_SERVER_MEMBER;
 		t->full = fm_ld(&v->flags) & FM_SERVER_FULL;
 		t->used_bytes = fm_ld(&v->used_bytes);
 		t->limit_bytes = fm_ld(&v->limit_bytes);
@@ -133,6 +154,7 @@ static void read_daemon(int dirfd, bool warn, struct sample *s)
 	}
 	s->limit_pages = limit(fm_ld(&m.shm->limit_pages));
 	s->resident_pages = fm_ld(&m.shm->resident);
+	read_registry(&m.shm->registry, s);
 	if (fm_ld(&m.shm->cluster.epoch_now))
 		read_cluster(&m.shm->cluster, s);
 	else

@@ -29,7 +29,9 @@ struct sample_store {
 	char uri[FM_URI_MAX];
 	bool up;
 	const char *state; /* "up", "down", "dead" */
-	bool drained, full;
+	const char *role;  /* "member", "drained", "left"; NULL: not a server of a cluster */
+	bool drained;      /* takes no new pages */
+	bool full;         /* refused a page for want of room */
 	uint64_t used_bytes, limit_bytes; /* limit 0 unknown */
 	uint64_t errors, items, restarts, rtt_ns;
 };
@@ -46,6 +48,8 @@ struct sample {
 	uint64_t epoch;                         /* newest placement epoch; 0: the store has none */
 	unsigned epochs;                        /* in use */
 	uint64_t pages_left, pages_moved;       /* see struct fm_cluster_shm */
+	bool registry, registry_here;           /* there is one; it is connected */
+	uint64_t registry_epoch, registry_settled, registry_oldest, registry_behind; /* see struct fm_registry_shm */
 	struct sample_region *regions; /* in order of their ids */
 	size_t nregions;
 };

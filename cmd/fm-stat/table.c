@@ -183,13 +183,21 @@ void print_stores(const struct sample *s)
 	for (unsigned i = 0; i < s->nstores; i++) {
 		const struct sample_store *t = &s->stores[i];
 
-		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
+		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
 		       t->limit_bytes ? fm_size_format(t->limit_bytes / 4096, lim) : "-", t->items,
-		       t->rtt_ns ? duration(t->rtt_ns, rtt) : "-", t->errors, t->uri, t->drained ? "  drained" : "",
+		       t->rtt_ns ? duration(t->rtt_ns, rtt) : "-", t->errors, t->uri, t->drained ? "  " : "", t->drained ? t->role : "",
 		       t->full ? "  full" : "",
 		       s->daemon_pid ? "" : "  (as the daemon left it)");
 	}
 	if (s->epoch)
 		printf("epoch %" PRIu64 " (%u in use), %" PRIu64 " pages moved to newer ones, %" PRIu64 " left to move\n", s->epoch, s->epochs,
 		       s->pages_moved, s->pages_left);
+	if (!s->registry)
+		return;
+	printf("registry: %s", s->registry_here ? "here" : "away");
+	if (s->registry_epoch)
+		printf(", membership epoch %" PRIu64 ", this host's pages by %" PRIu64, s->registry_epoch, s->registry_settled);
+	if (s->registry_oldest || s->registry_behind)
+		printf(", the oldest of all hosts %" PRIu64 " (host %016" PRIx64 ")", s->registry_oldest, s->registry_behind);
+	putchar('\n');
 }

@@ -8,6 +8,9 @@
 #   zk NAME COMMAND PATH [DATA]   ask it: ls, get, stat, create, set, rm (tests/proxy/zkctl.py)
 #   zk_link NAME SERVER           a link to a server that can be cut (link_cut NAME); ZK_AT[NAME] is where it listens; what
 #                                 goes over it is in $FM_TMP/NAME.capture
+#   zk_setup                      instead of fm_setup: there may be a second host, whose run directory is FM_RUN_DIR_2
+#   host_id                       of the first host; host_id_2 of the second
+#   second_host [ARGS...]         start another fm-faultd there (on_second CMD... runs a command there); stop_second_host
 
 declare -gA ZK_PID ZK_AT LINK_PID
 ZK_CLASSES=/etc/zookeeper/conf_example:/usr/share/java/zookeeper.jar
@@ -114,6 +117,36 @@ zk_link() {
 link_cut() {
 	kill -KILL "${LINK_PID[$1]}"
 	wait "${LINK_PID[$1]}" 2> /dev/null || true
+}
+
+zk_setup() {
+	fm_setup
+	export FM_RUN_DIR_2=$FM_TMP/run2
+}
+
+host_id() {
+	cat "$FM_RUN_DIR/host.id"
+}
+
+host_id_2() {
+	cat "$FM_RUN_DIR_2/host.id"
+}
+
+on_second() {
+	FM_RUN_DIR=$FM_RUN_DIR_2 "$@"
+}
+
+# Sets FAULTD_2.
+second_host() {
+	local first=$FAULTD_PID dir=$FM_RUN_DIR
+	FM_RUN_DIR=$FM_RUN_DIR_2
+	start_faultd -v "$@"
+	FAULTD_2=$FAULTD_PID FAULTD_PID=$first FM_RUN_DIR=$dir
+}
+
+stop_second_host() {
+	local FAULTD_PID=$FAULTD_2
+	stop_faultd
 }
 
 # zk_uri NAME... : of these servers, for --registry

@@ -11,13 +11,7 @@ setup_file() {
 }
 
 setup() {
-	fm_setup
-	# The second host of a test: another run directory.
-	export FM_RUN_DIR_2=$FM_TMP/run2
-}
-
-host_id() {
-	cat "$FM_RUN_DIR/host.id"
+	zk_setup
 }
 
 # The id of the region of that name.
@@ -86,21 +80,16 @@ new_regions_work() {
 	stop_faultd
 }
 
-@test "everything lies below the chroot; members and epoch of the store are watched" {
+@test "everything lies below the chroot" {
 	zk_start z
+	mc_start a
 	zk z create /cloud ''
 	zk z create /cloud/fm-test ''
-	start_faultd -v --registry "$(zk_uri z)/cloud/fm-test"
+	start_faultd -v --registry "$(zk_uri z)/cloud/fm-test" --store "memcached:${MC_AT[a]}"
 	zk_has z "/cloud/fm-test/fm/hosts/$(host_id)"
+	wait_for 10 zk_has z /cloud/fm-test/fm/store/members
+	zk_has z /cloud/fm-test/fm/store/epoch
 	zk_lacks z /fm
-	zk z create /cloud/fm-test/fm/store/members '10.0.0.1:11211 up'
-	wait_for 10 faultd_said 'registry: store members: version 0'
-	zk z set /cloud/fm-test/fm/store/members '10.0.0.1:11211 drained'
-	wait_for 10 faultd_said 'registry: store members: version 1'
-	zk z rm /cloud/fm-test/fm/store/members
-	wait_for 10 faultd_said 'registry: store members: version -1'
-	zk z create /cloud/fm-test/fm/store/epoch '7'
-	wait_for 10 faultd_said 'registry: store epoch: version 0'
 	stop_faultd
 }
 
@@ -304,19 +293,6 @@ new_regions_work() {
 }
 
 # --- hosts die
-
-# second_host [ARGS...]: another fm-faultd; sets FAULTD_2.
-second_host() {
-	local first=$FAULTD_PID dir=$FM_RUN_DIR
-	FM_RUN_DIR=$FM_RUN_DIR_2
-	start_faultd -v "$@"
-	FAULTD_2=$FAULTD_PID FAULTD_PID=$first FM_RUN_DIR=$dir
-}
-
-stop_second_host() {
-	local FAULTD_PID=$FAULTD_2
-	stop_faultd
-}
 
 @test "the keys and records of a host that died are deleted by another one, those of others are not" {
 	zk_start z

@@ -120,7 +120,15 @@
 	F(fm_daemon_shm, store_limit_bytes, 728, 8) \
 	F(fm_daemon_shm, store_errors, 736, 8) \
 	F(fm_daemon_shm, cluster, 768, 21808) \
-	S(fm_daemon_shm, 22592) \
+	F(fm_daemon_shm, registry, 22592, 48) \
+	S(fm_daemon_shm, 22656) \
+	F(fm_registry_shm, configured, 0, 8) \
+	F(fm_registry_shm, here, 8, 8) \
+	F(fm_registry_shm, epoch, 16, 8) \
+	F(fm_registry_shm, settled, 24, 8) \
+	F(fm_registry_shm, oldest, 32, 8) \
+	F(fm_registry_shm, behind, 40, 8) \
+	S(fm_registry_shm, 48) \
 	F(fm_cluster_shm, nservers, 0, 4) \
 	F(fm_cluster_shm, replicas, 4, 4) \
 	F(fm_cluster_shm, epoch_now, 8, 8) \
@@ -189,7 +197,9 @@
 	F(fm_ctl_evictor_ok, key_file, 512, 256) \
 	F(fm_ctl_evictor_ok, replicas, 768, 4) \
 	F(fm_ctl_evictor_ok, no_seal, 772, 4) \
-	S(fm_ctl_evictor_ok, 776)
+	F(fm_ctl_evictor_ok, regions, 776, 4) \
+	F(fm_ctl_evictor_ok, reserved, 780, 4) \
+	S(fm_ctl_evictor_ok, 784)
 
 #define CHECK_FIELD(s, f, offset, bytes)                                                                                   \
 	static_assert(offsetof(struct s, f) == (offset), "offset of " #f " in " #s);                                       \

@@ -155,7 +155,14 @@ static void test_away(void)
 	t = now_ms();
 	ok(fm_registry_region_new(r, &rec, 200, &id) == -EAGAIN, "no new regions");
 	ok(now_ms() - t < 5000, "... told in bounded time");
-	ok(fm_registry_store_set(r, "members", "x", -1, 10) == -EAGAIN, "nothing can be written");
+	ok(fm_registry_members_change(r, &(struct fm_members_change){.op = FM_MEMBERS_ADD, .address = "a:1"}, 10, why) == -EAGAIN,
+	   "no membership can be changed");
+	is_str(why, "registry is away", "... and why");
+	ok(fm_registry_members_publish(r, &(struct fm_members){.epoch = 1}) == 0, "... but one to be published is kept for later");
+	fm_registry_settled(r, 1, &(uint64_t){5}, 1);
+	fm_registry_follow(r, true);
+	fm_registry_poll(r, &news);
+	ok(!news.oldest_changed && news.oldest == 0, "how far others are is not known");
 	ok(fm_registry_region_keep(r, 5, &rec) == 0, "a region from before is noted");
 	fm_registry_all_kept(r);
 	fm_registry_region_end(r, 5);
