@@ -120,3 +120,55 @@ nothing_lost() {
 	run "$FM_BIN/fm-evict" --add-server "${MC_AT[a]}"
 	[ "$status" -eq 3 ] && [ "${#lines[@]}" -eq 1 ]
 }
+
+@test "an evictor that dies in the middle of a drain does not say that it is done: no page is left behind" {
+	local evictor drain
+	mc_start a
+	mc_start b
+	# One copy: what is left on a when it is killed is lost.
+	start_faultd --local 256p --store "memcached:$(addresses a b)"
+	lost_start one --size $((32 << 20))
+	lost_say one 30 fill
+	wait_for 10 settled 1
+	wait_for 5 has_child "$FAULTD_PID"
+	evictor=$(children_of "$FAULTD_PID")
+	# It stands still while the epoch begins, and dies before it has moved a page.
+	kill -STOP "$evictor"
+	timeout 120 "$FM_BIN/fm-evict" --drain-server "${MC_AT[a]}" 3>&- &
+	drain=$!
+	track $drain
+	wait_for 20 epoch_is 2
+	kill -KILL "$evictor"
+	wait_for 60 gone $drain
+	wait $drain
+	mc_kill a
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 8192 ]
+	lost_end one
+	stop_faultd
+}
+
+has_child() {
+	[ -n "$(children_of "$1")" ]
+}
+
+epoch_is() {
+	[ "$(epoch)" -eq "$1" ]
+}
+
+@test "one server under two names is refused, at the start and later" {
+	mc_start a
+	mc_start b
+	ln -s "${MC_AT[a]}" "$FM_TMP/alias.sock"
+	run "$FM_BIN/fm-faultd" --run-dir "$FM_TMP/refused" --store "memcached:${MC_AT[a]},${MC_AT[b]},$FM_TMP/alias.sock" --replicas 2
+	echo "$output"
+	[ "$status" -eq 2 ] && [ "${#lines[@]}" -eq 1 ]
+	[[ $output == *"alias.sock: is the same server as ${MC_AT[a]}" ]]
+	start_faultd --store "memcached:$(addresses a b)" --replicas 2
+	run "$FM_BIN/fm-evict" --add-server "$FM_TMP/alias.sock"
+	echo "$output"
+	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ]
+	[[ $output == *"alias.sock: is the same server as ${MC_AT[a]}" ]]
+	[ "$("$FM_BIN/fm-stat" -j | jq '.stores | length')" -eq 2 ]
+	stop_faultd
+}
