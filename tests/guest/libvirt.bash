@@ -9,12 +9,14 @@
 #   domain_start NAME [...]   start such a domain, with a guest that is up; sets GUEST_PID and all that guest_cmd needs
 #   domain_use NAME           guest_cmd talks to this one from here on
 #   domain_wait NAME          the guest has come up (again)
+#   domain_process NAME       it has another process, whose guest goes on
+#   guest_send LINE           a line for the guest that it does not answer
 #   domain_forget NAME        it ended: close its pipes
 #
 # A domain's name is also that of its files in /run/guest.
 
 LV_HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-declare -A DOM_IN DOM_OUT DOM_PID
+declare -gA DOM_IN DOM_OUT DOM_PID
 
 libvirt_start() {
 	local p
@@ -125,9 +127,19 @@ domain_pid() {
 	in_libvirt cat "/run/libvirt/qemu/$1.pid"
 }
 
-domain_wait() {
+# It has a process, or another one than before.
+domain_process() {
 	DOM_PID[$1]=$(domain_pid "$1")
 	domain_use "$1"
+}
+
+# A line for the guest that it does not answer.
+guest_send() {
+	printf '%s\n' "$1" >&"$GUEST_IN"
+}
+
+domain_wait() {
+	domain_process "$1"
 	guest_answer 100 '@ready' > /dev/null || {
 		echo "domain_wait: the guest of $1 did not come up" >&2
 		tail -n 20 "$LV_DIR/guest/$1.console" "$LV_DIR/libvirtd.log" >&2
