@@ -193,8 +193,16 @@ remote() {
 	alive $drain
 	one_line 3 "the registry is away: not changed" evict "$FM_RUN_DIR" --drain-server "${MC_AT[b]}"
 	role_is "$FM_RUN_DIR" member b
+	# The second host hears of it then, but its evictor moves nothing: everybody waits.
+	evictor=$(children_of "$FAULTD_2")
+	kill -STOP "$evictor"
 	zk_run z
 	zk_serves z
+	wait_for 60 stat_is "$FM_RUN_DIR_2" '.registry.epoch == $e and .placement.epochs >= 2' --argjson e "$(epoch)"
+	run ! wait_for 3 gone $drain
+	wait_for 60 stat_is "$FM_RUN_DIR" '.registry.behind == $h' --arg h "$(host_id_2)"
+	member_line a drained
+	kill -CONT "$evictor"
 	wait_for 120 gone $drain
 	cat "$FM_TMP/drain.log"
 	wait $drain
