@@ -5,6 +5,7 @@
 #   make check    every test (installs what is missing)
 #   make bench    figures beside their references
 #   make SAN=asan | SAN=tsan      the same tools as glibc sanitizer builds in build-asan, build-tsan
+#   make SAN=crash                ... as a build that dies where it is told to, in build-crash
 #
 # A new tool is a new folder below cmd/; a new library module is a new file in lib/.
 
@@ -41,6 +42,12 @@ else ifeq ($(SAN),asan)
 CC      := gcc
 TOOLCF   = $(BASE) -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DFM_DEBUG=1
 TOOLLD   = -fsanitize=address,undefined
+DEPS    :=
+else ifeq ($(SAN),crash)
+# Dies where it is told to: lib/crash.h.
+CC      := gcc
+TOOLCF   = $(BASE) -O1 -g -DFM_DEBUG=1 -DFM_CRASH=1
+TOOLLD   =
 DEPS    :=
 else ifeq ($(SAN),tsan)
 CC      := gcc
@@ -118,6 +125,6 @@ bench: all
 	bench/run.sh
 
 clean:
-	rm -rf build build-asan build-tsan
+	rm -rf build build-asan build-tsan build-crash
 
 -include $(shell find $(B)/obj $(B)/obj-client -name '*.d' 2>/dev/null)

@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crash.h"
+
 uint64_t fm_now_ns(void)
 {
 	struct timespec t;
@@ -128,7 +130,9 @@ static void do_deletes(struct fm_evictor *e, struct fm_evict_region *r)
 	if (!n)
 		return;
 	/* Only the evictor puts, so no newer copy can appear while these are deleted. */
+	FM_CRASH_POINT("delete-begin");
 	fm_store_delete(e->store, r->map.hdr->id, req, n);
+	FM_CRASH_POINT("delete-done");
 	for (unsigned i = 0; i < n; i++) {
 		if (req[i].result != FM_STORE_OK) {
 			fm_bump(&r->map.hdr->evict.store_errors, 1);
@@ -138,6 +142,7 @@ static void do_deletes(struct fm_evictor *e, struct fm_evict_region *r)
 		fm_bump(&r->map.hdr->evict.store_deletes, 1);
 		/* When the swap fails, a shard has the page; the flag then stays and only costs one delete too many. */
 		fm_page_cas(&r->map.words[req[i].page], words[i], words[i] & ~FM_F_STORED);
+		FM_CRASH_POINT("delete-published");
 	}
 }
 
@@ -239,6 +244,7 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		}
 		/* Before the page is ours: whoever cleans up after us looks at the pages named here. */
 		atomic_store(&r->map.hdr->evict_inflight[b->half * FM_EVICT_HALF + kept], v.page + 1);
+		FM_CRASH_POINT("take-named");
 		do {
 			v.was_clean = fm_word_state(w) == FM_CLEAN && !(w & FM_F_GRACE);
 			v.had_stored = w & FM_F_STORED;
@@ -253,6 +259,7 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 			else
 				break;
 			if (fm_page_cas(word, w, nw)) {
+				FM_CRASH_POINT("take-owned");
 				v.w = nw;
 				v.ours = true;
 				break;
@@ -309,7 +316,9 @@ static void write_protect(struct fm_evict_region *r, struct batch *b)
 		if (b->v[i].was_clean)
 			continue;
 		k = run(b, i);
+		FM_CRASH_POINT("protect-begin");
 		res = protect(r, b, i, k);
+		FM_CRASH_POINT("protect-run");
 		/* Before Linux 6.4 a run over the border of two mappings was refused as a whole. */
 		if (res == FM_UFFD_NO_RANGE && k > 1) {
 			k = 1;
@@ -389,6 +398,7 @@ static void begin_grace(struct fm_evict_region *r, const struct batch *b, struct
 		fm_queue_push(r->queue, v->page);
 		return;
 	}
+	FM_CRASH_POINT("grace-published");
 	v->cooling = true;
 	/* Without a record it is written back once more. */
 	if (fm_grace_push(r->grace, &p))
@@ -409,6 +419,7 @@ static void stored(struct fm_evict_region *r, const struct batch *b, struct vict
 	if (v->zero && (!v->had_stored || by_gen))
 		nw &= ~FM_F_STORED;
 	if (fm_page_cas(&r->map.words[v->page], v->w, nw)) {
+		FM_CRASH_POINT("stored-published");
 		v->w = nw;
 	} else {
 		v->ours = false;
@@ -447,8 +458,11 @@ static void drop_stale(struct fm_evictor *e, struct fm_evict_region *r, const st
 		else if (!v->acknowledged && v->old_gen)
 			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen, .epoch = v->old_epoch};
 	}
-	if (n)
+	if (n) {
+		FM_CRASH_POINT("mc-stale-begin");
 		fm_store_delete(e->store, r->map.hdr->id, req, n);
+		FM_CRASH_POINT("mc-stale-deleted");
+	}
 }
 
 /* Give the pages to the store; zero ones need none. */
@@ -477,6 +491,7 @@ static void put_begin(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 	}
 	if (b->nreq)
 		fm_store_put_begin(e->store, r->map.hdr->id, b->req, b->nreq);
+	FM_CRASH_POINT("put-begun");
 }
 
 /* Wait for the store's acknowledgements: each page that has its own may leave from here on. */
@@ -488,6 +503,7 @@ static void put_end(struct fm_evictor *e, struct fm_evict_region *r, struct batc
 
 	if (b->nreq)
 		fm_store_put_end(e->store);
+	FM_CRASH_POINT("put-acknowledged");
 	for (unsigned i = 0; i < b->nreq; i++) {
 		struct victim *v = &b->v[b->who[i]];
 
@@ -523,6 +539,7 @@ static void punch(struct fm_evict_region *r, struct batch *b)
 				 (off_t)k * FM_PAGE_SIZE) < 0 &&
 		       errno == EINTR)
 			;
+		FM_CRASH_POINT("punched-run");
 	}
 }
 
@@ -535,6 +552,7 @@ static unsigned finish(struct fm_evict_region *r, struct batch *b)
 	/* Counted before the pages can be faulted back in and counted off. */
 	for (unsigned i = 0; i < b->n; i++)
 		owned += b->v[i].ours;
+	FM_CRASH_POINT("leave-begin");
 	atomic_fetch_add(&h->remote, owned);
 
 	for (unsigned i = 0; i < b->n; i++) {
@@ -550,10 +568,12 @@ static unsigned finish(struct fm_evict_region *r, struct batch *b)
 			empty = w & (FM_F_ZERO | FM_F_DISCARD);
 			nw = fm_word_to(w, empty ? FM_EMPTY : FM_REMOTE, FM_F_WAITER | FM_F_ZERO | FM_F_DISCARD, 0);
 		} while (!fm_page_cas(word, w, nw));
+		FM_CRASH_POINT("leave-published");
 		if (w & FM_F_WAITER)
 			fm_uffd_wake(&r->uffd[v->shard], hva_of(r, v), FM_PAGE_SIZE);
 		if (empty && (nw & FM_F_STORED))
 			fm_queue_push(r->deletes, v->page);
+		FM_CRASH_POINT("leave-woken");
 		left++;
 		remote += !empty;
 		zero += v->zero;
@@ -569,7 +589,9 @@ static unsigned finish(struct fm_evict_region *r, struct batch *b)
 static void make_room(struct fm_evictor *e, struct fm_evict_region *r, unsigned left)
 {
 	atomic_fetch_sub(&r->map.hdr->resident, left);
+	FM_CRASH_POINT("room-counted");
 	atomic_fetch_sub(&e->daemon->resident, left);
+	FM_CRASH_POINT("room-made");
 	if (atomic_load(&e->daemon->room_waiters)) {
 		atomic_fetch_add(&e->daemon->room_seq, 1);
 		syscall(SYS_futex, &e->daemon->room_seq, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
@@ -587,8 +609,10 @@ unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct bat
 		make_room(e, r, left);
 	atomic_store(&r->map.hdr->cooling, fm_grace_count(r->grace));
 	/* Counted: from here on a crash finds nothing of it to mend. */
-	for (unsigned i = 0; i < FM_EVICT_HALF && fm_ld(&inflight[i]); i++)
+	for (unsigned i = 0; i < FM_EVICT_HALF && fm_ld(&inflight[i]); i++) {
 		atomic_store(&inflight[i], 0);
+		FM_CRASH_POINT("leave-unnamed");
+	}
 	return left;
 }
 

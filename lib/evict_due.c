@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "crash.h"
+
 /* Few at a time: what a device writes between the comparison and the punch is lost. */
 #define DUE_BATCH 16
 
@@ -90,6 +92,7 @@ static void decide(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 
 	/* Before the page is ours: whoever cleans up after us looks at the pages named here. */
 	atomic_store(&r->map.hdr->evict_inflight[b->n], p->page + 1);
+	FM_CRASH_POINT("due-named");
 	/* Compared while it is write-protected and nobody's: a write by its client from here on changes the word first. */
 	if ((w ^ p->word) & ~COPY_BITS) {
 		evict_queue_word(r, p->page, w);
@@ -101,11 +104,13 @@ static void decide(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 		fm_queue_push(r->queue, p->page);
 		return;
 	}
+	FM_CRASH_POINT("due-compared");
 	nw = fm_word_to(w, FM_DROPPING, 0, 0);
 	if (!fm_page_cas(word, w, nw)) {
 		fm_queue_push(r->queue, p->page);
 		return;
 	}
+	FM_CRASH_POINT("due-owned");
 	v.w = nw;
 	v.ours = true;
 	b->v[b->n++] = v;

@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include "crash.h"
+
 #define MOVE_PAGES 64
 #define MOVE_WORDS 16384 /* looked at in a call at most */
 
@@ -20,6 +22,7 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 	uint64_t region = r->map.hdr->id;
 
 	fm_store_get(e->store, region, m->req, m->n);
+	FM_CRASH_POINT("move-got");
 	for (unsigned i = 0; i < m->n; i++) {
 		fm_word *word = &r->map.words[m->req[i].page];
 
@@ -37,6 +40,7 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 	}
 	if (n)
 		fm_store_put(e->store, region, put, n);
+	FM_CRASH_POINT("move-put");
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t w = m->w[who[i]];
 		uint32_t old = fm_word_epoch(w);
@@ -48,6 +52,7 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 		/* Who reads the word from here on asks the new servers, who read it before still finds the old copies: they go last. */
 		del[k] = put[i];
 		if (fm_page_cas(&r->map.words[put[i].page], w, fm_word_at_epoch(w, tag))) {
+			FM_CRASH_POINT("move-published");
 			del[k].epoch = old;
 			del[k].old_epoch = tag;
 			(*moved)++;
@@ -60,6 +65,7 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 	}
 	if (k)
 		fm_store_delete(e->store, region, del, k);
+	FM_CRASH_POINT("move-deleted");
 	m->n = 0;
 }
 
@@ -69,6 +75,7 @@ static void drop_copy(struct fm_evictor *e, struct fm_evict_region *r, uint64_t 
 	struct fm_store_req q = {.page = page, .gen = fm_word_gen(w), .epoch = fm_word_epoch(w)};
 
 	fm_store_delete(e->store, r->map.hdr->id, &q, 1);
+	FM_CRASH_POINT("move-dropped");
 	if (q.result != FM_STORE_OK || !fm_page_cas(&r->map.words[page], w, w & ~FM_F_STORED))
 		(*left)++;
 }

@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include "crash.h"
+
 /* Keys of the pages [first, end) whose words say that there may be one. */
 static void purge_range(struct fm_evictor *e, struct fm_evict_region *r, uint64_t first, uint64_t end)
 {
@@ -41,6 +43,7 @@ bool fm_evict_purge(struct fm_evictor *e, struct fm_evict_region *r)
 	if (last - first > 4096)
 		last = first + 4096;
 	purge_range(e, r, first, last);
+	FM_CRASH_POINT("purge-deleted");
 	r->purge_at = last;
 	return last >= m->pages;
 }

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "crash.h"
+
 static uint64_t memfd_offset(const struct fm_region_map *m, uint32_t page)
 {
 	return m->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE;
@@ -31,8 +33,10 @@ void fm_shard_recover(const struct fm_region_map *m, int memfd)
 				else if (w & FM_F_DISCARD)
 					to = FM_EMPTY;
 				fm_page_cas(&m->words[page], w, fm_word_to(w, to, FM_F_ZERO | FM_F_DISCARD, 0));
+				FM_CRASH_POINT("recover-published");
 			}
 			atomic_store(&m->shards[i].inflight[k], 0);
+			FM_CRASH_POINT("recover-unnamed");
 		}
 	}
 }
@@ -55,6 +59,7 @@ void fm_evict_recover(const struct fm_region_map *m, int memfd)
 		       !fm_page_cas(&m->words[page], w, fm_word_to(w, FM_DIRTY, FM_F_WAITER | FM_F_ZERO, 0)))
 			w = atomic_load(&m->words[page]);
 		w = atomic_load(&m->words[page]);
+		FM_CRASH_POINT("mend-looked");
 		if (fm_word_state(w) == FM_DROPPING) {
 			while (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)memfd_offset(m, page),
 					 FM_PAGE_SIZE) < 0 &&
@@ -67,6 +72,7 @@ void fm_evict_recover(const struct fm_region_map *m, int memfd)
 			} while (!fm_page_cas(&m->words[page], w, nw));
 		}
 		atomic_store(&m->hdr->evict_inflight[k], 0);
+		FM_CRASH_POINT("mend-unnamed");
 	}
 }
 
@@ -91,7 +97,9 @@ int64_t fm_region_recount(const struct fm_region_map *m)
 		}
 		at = hole;
 	}
+	FM_CRASH_POINT("recount-counted");
 	atomic_store(&m->hdr->resident, resident);
+	FM_CRASH_POINT("recount-resident");
 	atomic_store(&m->hdr->remote, remote);
 	return (int64_t)(resident - before);
 }

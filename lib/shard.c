@@ -1,5 +1,6 @@
 #include "shard_impl.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -13,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "evict.h"
 #include "uapi.h"
 
@@ -53,6 +55,7 @@ void shard_ring(struct fm_shard *s, uint32_t page)
 		atomic_store_explicit(&m->ring_lost, fm_ld(&m->ring_lost) + 1, memory_order_release);
 		return;
 	}
+	FM_CRASH_POINT("ring-begin");
 	m->ring[head % FM_RING] = page;
 	atomic_store_explicit(&m->ring_head, head + 1, memory_order_release);
 	/* What awaits a delete takes room in the store, and there may be no other reason to look at it. */
@@ -173,9 +176,9 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 	}
 }
 
-static unsigned read_events(struct fm_shard *s, struct uffd_msg *msgs)
+static unsigned read_events(struct fm_shard *s)
 {
-	ssize_t n = read(s->o.uffd.fd, msgs, sizeof *msgs * FM_BATCH);
+	ssize_t n = read(s->o.uffd.fd, s->shm->events, sizeof s->shm->events);
 
 	if (n < 0 && errno == EAGAIN && s->blocking) {
 		/* The client shares the descriptor's flags, and has changed them. It must not make us spin. */
@@ -184,20 +187,43 @@ static unsigned read_events(struct fm_shard *s, struct uffd_msg *msgs)
 		s->blocking = false;
 		nanosleep(&nap, NULL);
 	}
-	return n > 0 ? (unsigned)((size_t)n / sizeof *msgs) : 0;
+	if (n > 0)
+		FM_CRASH_POINT("events-read");
+	return n > 0 ? (unsigned)((size_t)n / sizeof(struct uffd_msg)) : 0;
 }
 
-static void handle_events(struct fm_shard *s, const struct uffd_msg *msgs, unsigned n)
+static_assert(sizeof(struct uffd_msg) == sizeof((struct fm_shard_shm *)0)->events[0], "room for events");
+
+static void handle_events(struct fm_shard *s, unsigned n)
 {
+	struct uffd_msg *msgs = (struct uffd_msg *)(void *)s->shm->events;
 	uint64_t now = n ? fm_now_ns() : 0;
 
 	/* What is discarded first: it is noted in shared memory, in case we are killed before the rest is done. */
 	for (unsigned i = 0; i < n; i++)
-		if (msgs[i].event != UFFD_EVENT_PAGEFAULT)
+		if (msgs[i].event != UFFD_EVENT_PAGEFAULT) {
 			on_event(s, &msgs[i], now);
+			FM_CRASH_POINT("events-noted");
+			msgs[i].event = 0;
+		}
 	for (unsigned i = 0; i < n; i++)
 		if (msgs[i].event == UFFD_EVENT_PAGEFAULT)
 			on_event(s, &msgs[i], now);
+}
+
+/*
+ * What a shard before this one had read and not noted, since it was killed. One that it had noted, too, may be noted once more: no page of such
+ * a range has left since, and what is here stays.
+ */
+static void note_old_events(struct fm_shard *s)
+{
+	struct uffd_msg *msgs = (struct uffd_msg *)(void *)s->shm->events;
+
+	for (unsigned i = 0; i < FM_BATCH; i++) {
+		if (msgs[i].event && msgs[i].event != UFFD_EVENT_PAGEFAULT)
+			on_event(s, &msgs[i], 0);
+		msgs[i].event = 0;
+	}
 }
 
 static void set_blocking(struct fm_shard *s, bool on)
@@ -209,12 +235,11 @@ static void set_blocking(struct fm_shard *s, bool on)
 
 unsigned shard_read_events(struct fm_shard *s)
 {
-	struct uffd_msg msgs[FM_BATCH];
 	unsigned n;
 
 	set_blocking(s, false);
-	n = read_events(s, msgs);
-	handle_events(s, msgs, n);
+	n = read_events(s);
+	handle_events(s, n);
 	return n;
 }
 
@@ -271,7 +296,6 @@ static void wait_a_little(struct fm_shard *s, uint32_t room_seq)
 static void *shard_main(void *arg)
 {
 	struct fm_shard *s = arg;
-	struct uffd_msg msgs[FM_BATCH];
 	/* A daemon before us may have left some. */
 	enum discard_left left = fm_ld(&s->shm->discarding) ? DISCARD_MORE : DISCARD_NONE;
 
@@ -286,9 +310,9 @@ static void *shard_main(void *arg)
 
 			poll(&p, 1, 20);
 		}
-		n = read_events(s, msgs);
+		n = read_events(s);
 		pthread_mutex_lock(&s->turn);
-		handle_events(s, msgs, n);
+		handle_events(s, n);
 		left = shard_discard_some(s);
 		if (s->npending) {
 			serve(s);
@@ -333,6 +357,7 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 		return -ENOMEM;
 	}
 	pthread_mutex_init(&s->turn, NULL);
+	note_old_events(s);
 	/* A slow server must not keep events unread. */
 	fm_store_set_idle(o->store, idle, s);
 	sigaction(STOP_SIGNAL, &sa, NULL);

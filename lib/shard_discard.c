@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "evict.h"
 
 #define PIECE    1024 /* words of a piece: a few ms when all of them are to be punched */
@@ -45,16 +46,19 @@ static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w, enum how 
 	bool keep = false;
 
 	shard_single_begin(s, page);
+	FM_CRASH_POINT("discard-named");
 	if (!fm_page_cas(&s->words[page], w, busy)) {
 		shard_single_end(s);
 		return false;
 	}
+	FM_CRASH_POINT("discard-busy");
 	if (from != FM_REMOTE) {
 		keep = how != UNMAPPED && fm_memfd_has(s->o.memfd, offset);
 		if (how == UNMAPPED &&
 		    fallocate(s->o.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, FM_PAGE_SIZE) < 0)
 			keep = true;
 	}
+	FM_CRASH_POINT("discard-punched");
 	if (keep) {
 		/* Its protection is in doubt now: dirty, so that it is never dropped unsaved. */
 		shard_publish(s, page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
@@ -68,6 +72,7 @@ static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w, enum how 
 		if (busy & FM_F_STORED)
 			shard_ring(s, page);
 	}
+	FM_CRASH_POINT("discard-published");
 	shard_single_end(s);
 	return true;
 }
@@ -129,6 +134,7 @@ static bool piece(struct fm_shard *s, _Atomic uint64_t *cursor, uint64_t end, en
 	for (; p < stop; p++) {
 		discard_page(s, (uint32_t)p, how);
 		atomic_store_explicit(cursor, p + 1, memory_order_release);
+		FM_CRASH_POINT("discard-walked-page");
 	}
 	atomic_store_explicit(cursor, p, memory_order_release);
 	return p >= end;
@@ -137,6 +143,7 @@ static bool piece(struct fm_shard *s, _Atomic uint64_t *cursor, uint64_t end, en
 static void finish(struct fm_shard *s, struct fm_discard_shm *d)
 {
 	atomic_store(&d->end, 0);
+	FM_CRASH_POINT("discard-ended");
 	atomic_fetch_sub(&s->shm->discarding, 1);
 }
 
@@ -152,7 +159,9 @@ static enum discard_left walk(struct fm_shard *s, struct fm_discard_shm *d)
 			finish(s, d);
 			return DISCARD_NONE;
 		}
+		FM_CRASH_POINT("discard-walked");
 		atomic_store(&d->until_ns, fm_now_ns() + GRACE_NS);
+		FM_CRASH_POINT("discard-settling");
 		return DISCARD_LATER;
 	}
 	if (fm_now_ns() < until)
@@ -221,7 +230,9 @@ void shard_discard(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapp
 		atomic_store(&d->unmapped, unmapped);
 		atomic_store(&d->until_ns, 0);
 		atomic_fetch_add(&s->shm->discarding, 1);
+		FM_CRASH_POINT("discard-counted");
 		atomic_store(&d->end, end);
+		FM_CRASH_POINT("discard-noted");
 	}
 	/* Pages of the turn that runs must know at once. */
 	for (unsigned i = 0; i < s->nfill; i++)

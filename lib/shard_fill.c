@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "evict.h"
 
 /* What zero pages are copied from. In .bss: untouched, so it takes no memory. */
@@ -93,13 +94,17 @@ static bool unprotect(struct fm_shard *s, const struct pending *p, uint64_t w)
 		return false;
 	}
 	shard_single_begin(s, p->page);
+	FM_CRASH_POINT("unprotect-named");
 	if (!fm_page_cas(&s->words[p->page], w, busy)) {
 		shard_single_end(s);
 		return false;
 	}
+	FM_CRASH_POINT("unprotect-busy");
 	res = fm_uffd_writeprotect(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE, false);
+	FM_CRASH_POINT("unprotect-done");
 	/* Whatever it came to, it may have taken effect: dirty. */
 	shard_publish(s, p->page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
+	FM_CRASH_POINT("unprotect-published");
 	shard_single_end(s);
 	if (res == FM_UFFD_DONE) {
 		fm_bump(&s->stats->faults_wp, 1);
@@ -132,12 +137,16 @@ static bool probe(struct fm_shard *s, const struct pending *p, uint64_t w)
 		return true;
 	}
 	shard_single_begin(s, p->page);
+	FM_CRASH_POINT("probe-named");
 	if (!fm_page_cas(&s->words[p->page], w, busy)) {
 		shard_single_end(s);
 		return false;
 	}
+	FM_CRASH_POINT("probe-busy");
 	res = fm_uffd_zeropage(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE, &done);
+	FM_CRASH_POINT("probe-done");
 	shard_publish(s, p->page, busy, fm_word_to(busy, FM_DIRTY, FM_F_ZERO, 0));
+	FM_CRASH_POINT("probe-published");
 	shard_single_end(s);
 	if (res == FM_UFFD_PRESENT)
 		fm_uffd_wake(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE);
@@ -196,15 +205,18 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 				s->waits_room = true;
 				return false;
 			}
+			FM_CRASH_POINT("fill-reserved");
 			f = &s->fill[s->nfill];
 			busy = fm_word_busy(w, fm_word_state(w));
 			/* Named before it is ours: see fm_shard_recover(). */
 			atomic_store(&s->shm->inflight[s->nfill], p->page + 1);
+			FM_CRASH_POINT("fill-named");
 			if (!fm_page_cas(word, w, busy)) {
 				atomic_store(&s->shm->inflight[s->nfill], 0);
 				shard_unreserve(s);
 				continue;
 			}
+			FM_CRASH_POINT("fill-busy");
 			*f = (struct fill){
 			    .page = p->page,
 			    .source = fm_word_state(w) == FM_EMPTY ? FILL_ZERO : FILL_STORE,
@@ -224,8 +236,10 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 			return false;
 		case FM_DROPPING:
 			/* The evictor wakes it after the punch; then it faults anew. */
-			if (fm_page_cas(word, w, w | FM_F_WAITER))
+			if (fm_page_cas(word, w, w | FM_F_WAITER)) {
+				FM_CRASH_POINT("waiter-flagged");
 				return true;
+			}
 			continue;
 		case FM_LOST:
 			return repoison(s, p->page, w);
@@ -255,6 +269,7 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 	else
 		to = fm_word_to(f->w, FM_CLEAN, FM_F_ZERO, f->source == FILL_ZERO ? FM_F_ZERO : 0);
 	shard_publish(s, f->page, f->w, to);
+	FM_CRASH_POINT("fill-published");
 	f->done = true;
 	if (f->source == FILL_STORE) {
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
@@ -317,6 +332,7 @@ static void lose(struct fm_shard *s, struct fill *f)
 	do {
 		res = poison(s, f->page);
 	} while (res == FM_UFFD_RETRY && (shard_read_events(s), !f->discarded) && !atomic_load(&s->stop));
+	FM_CRASH_POINT("lost-poisoned");
 	if (f->discarded) {
 		drop_discarded(s, f);
 		return;
@@ -325,6 +341,7 @@ static void lose(struct fm_shard *s, struct fill *f)
 	f->done = true;
 	shard_unreserve(s);
 	atomic_fetch_sub(&s->o.map->hdr->remote, 1);
+	FM_CRASH_POINT("lost-published");
 	fm_bump(&s->stats->pages_lost, 1);
 	shard_tell(s, FM_SHARD_LOST);
 }
@@ -351,6 +368,7 @@ static void get_pages(struct fm_shard *s)
 	if (!n)
 		return;
 	fm_store_get(s->o.store, s->o.map->hdr->id, req, n);
+	FM_CRASH_POINT("fill-got");
 	fm_bump(&s->stats->store_gets, n);
 	for (unsigned i = 0; i < n; i++) {
 		if (req[i].result == FM_STORE_OK)
@@ -426,6 +444,7 @@ void shard_fill(struct fm_shard *s)
 		k = one_by_one ? 1 : run(s, i);
 		one_by_one = false;
 		res = install(s, f, k, &done);
+		FM_CRASH_POINT("fill-installed");
 		now = fm_now_ns();
 		for (unsigned j = 0; j < done / FM_PAGE_SIZE; j++)
 			installed(s, f + j, now);
@@ -466,7 +485,10 @@ void shard_fill(struct fm_shard *s)
 			break;
 		}
 	}
-	for (i = 0; i < s->nfill; i++)
+	FM_CRASH_POINT("fill-turn-done");
+	for (i = 0; i < s->nfill; i++) {
 		atomic_store(&s->shm->inflight[i], 0);
+		FM_CRASH_POINT("fill-unnamed");
+	}
 	s->nfill = 0;
 }

@@ -18,7 +18,6 @@
 #define FM_PAGE_SHIFT  12
 #define FM_PAGE_SIZE   4096u
 #define FM_SHM_VERSION 2u
-#define FM_SHM_VERSION_OLDEST 1u /* of a region's file that can be taken over: without grace, else the same */
 #define FM_MAGIC_DAEMON 0x004e4f4d45414446ull /* "FDAEMON\0" */
 #define FM_MAGIC_REGION 0x004e4f4947455246ull /* "FREGION\0" */
 
@@ -118,6 +117,11 @@ struct fm_shard_shm {
 	_Alignas(64) _Atomic uint32_t ring_tail; /* written by the evictor */
 	_Alignas(64) uint32_t ring[FM_RING];
 	_Alignas(64) struct fm_shard_stats stats;
+	/*
+	 * struct uffd_msg: what was read last. Read right into here, since the client goes on as soon as the kernel has handed its event out: a
+	 * discard must not be forgotten when we die on the way back from read(2). Events but page faults are zeroed when noted.
+	 */
+	_Alignas(64) uint64_t events[FM_BATCH][4];
 };
 
 /* Start of region-<id>.state; then `nshards` struct fm_shard_shm at shards_offset; then the page words at words_offset. */

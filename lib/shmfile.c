@@ -101,7 +101,7 @@ const char *fm_shmfile_region_check(const void *head, size_t length, uint64_t fi
 	memcpy(&h, head, sizeof h);
 	if (h.magic != FM_MAGIC_REGION)
 		return "no region's file (bad magic)";
-	if (h.version < FM_SHM_VERSION_OLDEST || h.version > FM_SHM_VERSION)
+	if (h.version != FM_SHM_VERSION)
 		return "made by another version of fm";
 	if (fm_shmfile_layout(h.pages, h.nshards, &shards_offset, &words_offset, &want_size) != 0)
 		return "number of pages or shards out of range";
@@ -165,7 +165,7 @@ static int map_checked(struct fm_region_map *m, unsigned flags, const char **why
 	nshards = h->nshards;
 	pages = h->pages;
 	/* All that the full check needs must be in the file before it may be touched. */
-	if (magic != FM_MAGIC_REGION || h->version < FM_SHM_VERSION_OLDEST || h->version > FM_SHM_VERSION ||
+	if (magic != FM_MAGIC_REGION || h->version != FM_SHM_VERSION ||
 	    fm_shmfile_layout(pages, nshards, &shards_offset, &words_offset, &want_size) != 0 || m->file_size != want_size) {
 		*why = fm_shmfile_region_check(h, sizeof *h, m->file_size);
 		munmap(h, sizeof *h);

@@ -67,6 +67,7 @@ tap() {
 suite_build() {
 	check 'build' make -j"$jobs" "B=$B" CI=1 all units guest || finish
 	check 'build asan' make -j"$jobs" SAN=asan "B=$B-asan" CI=1 tools units || finish
+	check 'build crash' make -j"$jobs" SAN=crash "B=$B-crash" CI=1 tools || finish
 	check 'build tsan' make -j"$jobs" SAN=tsan "B=$B-tsan" CI=1 tools units || finish
 }
 

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "ctl.h"
 #include "evict.h"
 #include "log.h"
@@ -110,6 +111,7 @@ static void add_region(struct evictord *d, uint64_t id, const int *fds, unsigned
 		e = fm_store_region_begin(d->evictor.store, id);
 		if (e == 0)
 			e = fm_evict_begin(&d->evictor, &s->r);
+		FM_CRASH_POINT("evictor-began-region");
 	}
 	if (e || !s) {
 		/* Its pages then stay here; the others' budgets are kept all the same. */
@@ -156,6 +158,7 @@ static void forget_region(struct evictord *d, uint64_t id)
 			free(s);
 			break;
 		}
+	FM_CRASH_POINT("end-evictor-forgot");
 	if (fm_ctl_send(d->fd, FM_CTL_REGION_GONE, &m, NULL, 0))
 		d->eof = true;
 }
@@ -603,6 +606,7 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 		l.rlim_cur = l.rlim_max;
 		setrlimit(RLIMIT_NOFILE, &l);
 	}
+	FM_CRASH_POINT("evictor-locked");
 	enlist(&d, run_dir, &ok);
 	d.regions_due = ok.regions;
 	o.key_file = *ok.key_file ? ok.key_file : NULL;

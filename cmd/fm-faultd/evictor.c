@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "evict.h"
 #include "log.h"
 
@@ -123,6 +124,7 @@ void evictor_connected(struct faultd *d, struct conn *c)
 	atomic_store(&d->hold, true);
 	atomic_store(&d->daemon->evictor_pid, c->pid);
 	conn_reply(c, FM_CTL_EVICTOR_OK, &ok, fds, 2);
+	FM_CRASH_POINT("evictor-enlisted");
 	for (struct region *r = d->regions; r; r = r->next)
 		evictor_add(d, r);
 	evictor_kick(d);
@@ -139,6 +141,7 @@ static void mend_all(struct faultd *d)
 	for (struct region *r = d->regions; r; r = r->next) {
 		if (r->ending)
 			continue;
+		FM_CRASH_POINT("mend-paused");
 		if (fm_ld(&r->map.hdr->evict_inflight[0])) {
 			fm_evict_recover(&r->map, r->memfd);
 			fm_region_recount(&r->map);
@@ -147,6 +150,7 @@ static void mend_all(struct faultd *d)
 	}
 	/* It may have died between counting a region and counting all. */
 	atomic_store(&d->daemon->resident, total);
+	FM_CRASH_POINT("mend-counted");
 	for (struct region *r = d->regions; r; r = r->next)
 		for (unsigned i = 0; i < r->map.nshards && !r->ending; i++) {
 			fm_shard_resume(r->shard[i]);

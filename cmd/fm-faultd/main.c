@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "evict.h"
 #include "log.h"
 #include "policy.h"
@@ -211,6 +212,7 @@ static void open_daemon_state(struct faultd *d)
 	if (d->daemon_fd < 0 || ftruncate(d->daemon_fd, sizeof *s) < 0 ||
 	    (errno = posix_fallocate(d->daemon_fd, 0, sizeof *s)) != 0)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot make: %m", d->run_dir, FM_DAEMON_STATE);
+	FM_CRASH_POINT("start-state-made");
 	s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, d->daemon_fd, 0);
 	if (s == MAP_FAILED)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
@@ -222,7 +224,11 @@ static void open_daemon_state(struct faultd *d)
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
 	else
 		memset(s, 0, sizeof *s);
+<<<<<<< HEAD
 	memset(&s->registry, 0, sizeof s->registry);
+=======
+	FM_CRASH_POINT("start-state-cleared");
+>>>>>>> aefe0f5 (crash points: a build that dies where it is told to; a discard is not forgotten between read(2) and its note)
 	s->version = FM_SHM_VERSION;
 	s->pid = getpid();
 	s->start_ns = fm_now_ns();
@@ -329,6 +335,11 @@ int main(int argc, char **argv)
 	if (e)
 		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	open_daemon_state(&d);
+<<<<<<< HEAD
+=======
+	FM_CRASH_POINT("start-locked");
+	open_store(&d);
+>>>>>>> aefe0f5 (crash points: a build that dies where it is told to; a discard is not forgotten between read(2) and its note)
 	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	d.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	d.evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -344,8 +355,10 @@ int main(int argc, char **argv)
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	registry_regions_known(&d);
 
+	FM_CRASH_POINT("start-taken-over");
 	if (server_open(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
+	FM_CRASH_POINT("start-listening");
 	if (d.spawn_evictor)
 		evictor_spawn(&d);
 	fm_info("serving %s on %s", d.store_uri, d.run_dir);

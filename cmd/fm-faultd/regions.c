@@ -7,6 +7,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "log.h"
 #include "proc.h"
 
@@ -162,11 +163,14 @@ void region_end(struct faultd *d, struct region *r)
 	if (r->ending)
 		return;
 	r->ending = true;
+	FM_CRASH_POINT("end-begin");
 	atomic_fetch_or(&r->map.hdr->flags, FM_REGION_GONE);
+	FM_CRASH_POINT("end-flagged");
 	epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, r->pidfd, NULL);
 	region_stop_shards(r);
 	/* Its memory is gone now. An evictor in the middle of a batch may still count down: region_free() makes up for that. */
 	atomic_fetch_sub(&d->daemon->resident, atomic_exchange(&r->map.hdr->resident, 0));
+	FM_CRASH_POINT("end-stopped");
 	if (r->told_evictor && d->evictor)
 		evictor_del(d, r); /* region_free() when it answers, or is lost */
 	else if (region_needs_purge(d))
@@ -178,13 +182,18 @@ void region_end(struct faultd *d, struct region *r)
 void region_free(struct faultd *d, struct region *r)
 {
 	uint64_t id = r->map.hdr->id;
-	int e = fm_store_region_end(d->store, id);
+	int e;
+
+	FM_CRASH_POINT("free-begin");
+	e = fm_store_region_end(d->store, id);
+	FM_CRASH_POINT("free-store");
 
 	if (e)
 		fm_warn("region %016llx: cannot free its pages in the store: %s", (unsigned long long)id, strerror(-e));
 	atomic_fetch_sub(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
 	fm_info("region %016llx: ended", (unsigned long long)id);
 	region_unlink_state(d, r);
+	FM_CRASH_POINT("free-unlinked");
 	registry_region_end(d, id);
 	close_region(d, r);
 	for (struct conn *c = d->conns; c; c = c->next)

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "log.h"
 #include "proc.h"
 
@@ -143,6 +144,7 @@ static int make_state(struct faultd *d, const struct fm_ctl_register *m, uint64_
 	fd = openat(d->run_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0640);
 	if (fd < 0)
 		return -errno;
+	FM_CRASH_POINT("register-state-made");
 	if (ftruncate(fd, (off_t)size) < 0 ||
 	    (e = posix_fallocate(fd, 0, (off_t)(size <= PREALLOCATE_BYTES ? size : words_at)), errno = e, e != 0)) {
 		e = errno;
@@ -153,6 +155,7 @@ static int make_state(struct faultd *d, const struct fm_ctl_register *m, uint64_
 		e = errno;
 		goto unlink;
 	}
+	FM_CRASH_POINT("register-state-allocated");
 	h->version = FM_SHM_VERSION;
 	h->nshards = m->nshards;
 	h->id = id;
@@ -290,6 +293,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	r->map.hdr->uid = c->uid;
 	r->map.hdr->memfd_dev = st.st_dev;
 	r->map.hdr->memfd_ino = st.st_ino;
+	FM_CRASH_POINT("register-state-filled");
 	/* From here on the descriptors are the region's. */
 	r->memfd = c->fds[0];
 	for (unsigned i = 0; i < m->nshards; i++)
@@ -300,9 +304,12 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 		conn_error(c, -e, "%s: %s", why, strerror(-e));
 		goto close_all;
 	}
+	FM_CRASH_POINT("register-uffds");
 	adopt_present(d, r);
+	FM_CRASH_POINT("register-adopted");
 	/* It counts from here: if we die now, the next fm-faultd takes it over. */
 	__atomic_store_n(&r->map.hdr->magic, FM_MAGIC_REGION, __ATOMIC_SEQ_CST);
+	FM_CRASH_POINT("register-counts");
 	e = region_start_shards(d, r, store_why);
 	if (e) {
 		conn_error(c, -e, "%s", store_why);
@@ -312,14 +319,17 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 		conn_error(c, ENOMEM, "client: cannot be watched: %m");
 		goto uncount;
 	}
+	FM_CRASH_POINT("register-shards");
 	r->next = d->regions;
 	d->regions = r;
 	evictor_add(d, r);
+	FM_CRASH_POINT("register-evictor-told");
 	evictor_kick(d);
 	fm_info("region %016llx: %s, %llu pages, pid %d", (unsigned long long)r->map.hdr->id, r->map.hdr->name,
 		(unsigned long long)r->map.pages, pid);
 	reply.id = r->map.hdr->id;
 	conn_reply(c, FM_CTL_REGISTERED, &reply, NULL, 0);
+	FM_CRASH_POINT("register-replied");
 	return;
 uncount:
 	atomic_fetch_sub(&d->daemon->resident, fm_ld(&r->map.hdr->resident));

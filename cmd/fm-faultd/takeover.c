@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "log.h"
 #include "proc.h"
 
@@ -193,13 +194,16 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 		drop_fetched(r);
 		return e;
 	}
-	/* From here on it is ours, in our language. */
-	r->map.hdr->version = FM_SHM_VERSION;
+	FM_CRASH_POINT("takeover-fetched");
 	fm_evict_recover(&r->map, r->memfd);
+	FM_CRASH_POINT("takeover-evictor-mended");
 	fm_shard_recover(&r->map, r->memfd);
+	FM_CRASH_POINT("takeover-shards-mended");
 	fm_region_recount(&r->map);
 	atomic_fetch_add(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
+	FM_CRASH_POINT("takeover-counted");
 	e = region_start_shards(d, r, why);
+	FM_CRASH_POINT("takeover-started");
 	if (e) {
 		region_stop_shards(r); /* its clients wait for an fm-faultd that can serve them */
 		drop_fetched(r);
@@ -210,6 +214,7 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 	/* Events that the dead process had read are not sent again: let every waiter fault anew. */
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
+	FM_CRASH_POINT("takeover-woken");
 	r->next = d->regions;
 	d->regions = r;
 	fm_info("region %016llx: taken over from the fm-faultd before, %s, pid %d", (unsigned long long)id, r->map.hdr->name,

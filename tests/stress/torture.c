@@ -2,8 +2,9 @@
  * The checker client: threads mix reads, whole and partial page writes, and zeroing on far memory, and compare every word they
  * read with a shadow copy in ordinary memory. Linked with libfm.a as any program would be.
  *
- *   torture --size BYTES [--threads N] [--seconds N] [--seed N] [--run-dir DIR] [--name NAME] [--local BYTES] [--regions N]
+ *   torture --size BYTES [--threads N] [--seconds N] [--seed N] [--run-dir DIR] [--name NAME] [--local BYTES] [--regions N] [--discard]
  *
+ * --discard: pages are also discarded (MADV_REMOVE), and before the end a quarter of each region is unmapped.
  * SIGTERM ends it early; every word is looked at then, too. Prints the seed first, and last `torture: OPS operations, W wrong words`.
  * Exit 0 only with 0 wrong words.
  */
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,7 +31,7 @@ static size_t pages_each = 1024;
 static unsigned nthreads = 4, nregions = 1;
 static uint64_t seed, **memory, **shadow;
 static atomic_ulong ops, wrong;
-static atomic_bool stop;
+static atomic_bool stop, discard;
 static _Atomic uint64_t longest_ns;
 
 static uint64_t now_ns(void)
@@ -86,6 +88,14 @@ static void one(uint64_t *rnd, unsigned thread)
 			m[i] = s[i] = next_random(rnd);
 		break;
 	case 1: /* zeros: goes to no store */
+		if (atomic_load(&discard) && r & 16) {
+			if (madvise(m, PAGE, MADV_REMOVE) < 0)
+				atomic_fetch_add(&wrong, 1);
+			memset(s, 0, PAGE);
+			if (r & 32)
+				check(m, s, WORDS);
+			break;
+		}
 		memset(m, 0, PAGE);
 		memset(s, 0, PAGE);
 		break;
@@ -129,7 +139,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 	    {"size", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'n'}, {"seed", 1, NULL, 'r'},
 	    {"run-dir", 1, NULL, 'd'}, {"name", 1, NULL, 'm'},    {"local", 1, NULL, 'l'},   {"regions", 1, NULL, 'g'},
-	    {NULL, 0, NULL, 0},
+	    {"discard", 0, NULL, 'x'}, {NULL, 0, NULL, 0},
 	};
 	struct fm_options o = {.name = "torture"};
 	unsigned seconds = 10;
@@ -160,6 +170,9 @@ int main(int argc, char **argv)
 			break;
 		case 'l':
 			o.local_bytes = strtoull(optarg, NULL, 0);
+			break;
+		case 'x':
+			atomic_store(&discard, true);
 			break;
 		case 'g':
 			nregions = (unsigned)atoi(optarg);
@@ -195,9 +208,15 @@ int main(int argc, char **argv)
 		pthread_join(threads[i], NULL);
 	/* At last every word of it. */
 	for (unsigned i = 0; i < nregions; i++) {
-		for (size_t p = 0; p < pages_each; p++)
+		size_t part = atomic_load(&discard) && pages_each >= 4 ? pages_each / 4 : 0, left = pages_each - part;
+
+		if (part && fm_unmap(memory[i] + left * WORDS, part * PAGE)) {
+			fprintf(stderr, "torture: fm_unmap of a part: %s\n", strerror(errno));
+			return 1;
+		}
+		for (size_t p = 0; p < left; p++)
 			check(memory[i] + p * WORDS, shadow[i] + p * WORDS, WORDS);
-		if (fm_unmap(memory[i], pages_each * PAGE)) {
+		if (fm_unmap(memory[i], left * PAGE)) {
 			fprintf(stderr, "torture: fm_unmap: %s\n", strerror(errno));
 			return 1;
 		}

@@ -82,7 +82,8 @@
 	F(fm_shard_shm, ring_tail, 2944, 4) \
 	F(fm_shard_shm, ring, 3008, 4096) \
 	F(fm_shard_shm, stats, 7104, 2336) \
-	S(fm_shard_shm, 9472) \
+	F(fm_shard_shm, events, 9472, 2048) \
+	S(fm_shard_shm, 11520) \
 	F(fm_discard_shm, first, 0, 8) \
 	F(fm_discard_shm, at, 8, 8) \
 	F(fm_discard_shm, end, 16, 8) \
