@@ -224,11 +224,8 @@ static void open_daemon_state(struct faultd *d)
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
 	else
 		memset(s, 0, sizeof *s);
-<<<<<<< HEAD
 	memset(&s->registry, 0, sizeof s->registry);
-=======
 	FM_CRASH_POINT("start-state-cleared");
->>>>>>> aefe0f5 (crash points: a build that dies where it is told to; a discard is not forgotten between read(2) and its note)
 	s->version = FM_SHM_VERSION;
 	s->pid = getpid();
 	s->start_ns = fm_now_ns();
@@ -335,11 +332,7 @@ int main(int argc, char **argv)
 	if (e)
 		fm_die(FM_EXIT_FAILED, "%s: cannot end the fm-evict of the fm-faultd before: %s", d.run_dir, strerror(-e));
 	open_daemon_state(&d);
-<<<<<<< HEAD
-=======
 	FM_CRASH_POINT("start-locked");
-	open_store(&d);
->>>>>>> aefe0f5 (crash points: a build that dies where it is told to; a discard is not forgotten between read(2) and its note)
 	d.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	d.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	d.evict_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
