@@ -130,6 +130,15 @@ void evictor_connected(struct faultd *d, struct conn *c)
 	evictor_kick(d);
 }
 
+/* Did the evictor die with pages named as its own? */
+static bool owned_pages(const struct region *r)
+{
+	for (unsigned i = 0; i < FM_EVICT_BATCH; i++)
+		if (fm_ld(&r->map.hdr->evict_inflight[i]))
+			return true;
+	return false;
+}
+
 /* Put right what a dead evictor left, while all shards hold still, and count anew. */
 static void mend_all(struct faultd *d)
 {
@@ -142,7 +151,7 @@ static void mend_all(struct faultd *d)
 		if (r->ending)
 			continue;
 		FM_CRASH_POINT("mend-paused");
-		if (fm_ld(&r->map.hdr->evict_inflight[0])) {
+		if (owned_pages(r)) {
 			fm_evict_recover(&r->map, r->memfd);
 			fm_region_recount(&r->map);
 		}
