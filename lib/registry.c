@@ -84,6 +84,9 @@ static void new_session(struct fm_registry *r)
 	errno = 0;
 	zh = zookeeper_init(r->uri.connect, on_event, (int)r->uri.timeout_ms, NULL, r, 0);
 	e = errno;
+	/* Told before anything is asked; and by the client itself to each server that it connects to. */
+	if (zh && *r->auth)
+		zoo_add_auth(zh, "digest", r->auth, (int)strlen(r->auth), NULL, NULL);
 	pthread_mutex_lock(&r->mutex);
 	r->zh = zh;
 	if (!zh) {
@@ -122,6 +125,10 @@ static void set_up(struct fm_registry *r)
 		snprintf(why, sizeof why, "%.160s: no such znode (chroot): make it first", r->uri.chroot);
 		set_here(r, false, why);
 		r->fatal = -ENOENT;
+		pthread_cond_broadcast(&r->cond);
+	} else if (rc == ZNOAUTH) {
+		set_here(r, false, "is not open to us: is ?auth= what the other hosts have?");
+		r->fatal = -EACCES;
 		pthread_cond_broadcast(&r->cond);
 	} else if (rc != ZOK && !fm_registry_is_away(rc)) {
 		set_here(r, false, zerror(rc));
@@ -272,6 +279,7 @@ static void destroy(struct fm_registry *r)
 	}
 	free(r->members.text);
 	free(r->members.told);
+	explicit_bzero(r->auth, sizeof r->auth);
 	free(r->ends);
 	free(r->seen);
 	free(r->gone);
@@ -309,7 +317,9 @@ int fm_registry_open(const struct fm_registry_options *o, unsigned deadline_ms, 
 	snprintf(r->host_text, sizeof r->host_text, "%s", o->host_text);
 	r->away_ns = fm_registry_now();
 	r->settles = o->settles;
-	r->acl = &ZOO_OPEN_ACL_UNSAFE;
+	snprintf(r->auth, sizeof r->auth, "%s", o->auth ? o->auth : "");
+	/* By default open to everybody who reaches ZooKeeper, as what stands in the store is. */
+	r->acl = *r->auth ? &ZOO_CREATOR_ALL_ACL : &ZOO_OPEN_ACL_UNSAFE;
 	strcpy(r->why, "no server answers");
 	pthread_mutex_init(&r->mutex, NULL);
 	pthread_condattr_init(&attr);

@@ -29,6 +29,7 @@ struct fm_registry_options {
 	const struct fm_registry_uri *uri; /* copied; not `none` */
 	uint64_t host_id;                  /* not 0; at any time one process alone uses it */
 	const char *host_text;             /* data of the host's node, copied; at most 900 bytes */
+	const char *auth;                  /* user:password, copied; what we make can then only be used by who gives the same; NULL: by all */
 	bool settles;                      /* the host has pages by the store's membership: its node says by which (fm_registry_settled()) */
 	bool must_answer;                  /* fail when it cannot be used within the deadline; else it is away at first */
 };
@@ -59,7 +60,7 @@ struct fm_registry_claim {
 
 /*
  * Start, and wait for the registry at most deadline_ms. Returns 0 and *out, or -errno with one line in why: only when it
- * must answer -ENOENT (the chroot does not exist) and -EHOSTUNREACH (no server answers, a name cannot be resolved); -ENOMEM, -EAGAIN
+ * must answer -ENOENT (the chroot does not exist), -EACCES (what is there is not open to us) and -EHOSTUNREACH (no server answers, a name cannot be resolved); -ENOMEM, -EAGAIN
  * (no thread).
  */
 int fm_registry_open(const struct fm_registry_options *o, unsigned deadline_ms, struct fm_registry **out, char *why);

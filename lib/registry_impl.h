@@ -70,6 +70,7 @@ struct fm_registry {
 	uint64_t host_id;
 	char host_text[1024];
 	const struct ACL_vector *acl; /* of what we make */
+	char auth[256];               /* who we are: user:password; "": nobody */
 	int event_fd;
 	pthread_t thread;
 

@@ -32,7 +32,6 @@ bool fm_registry_is_away(int rc)
 
 int fm_registry_create(struct fm_registry *r, const char *path, const char *text, int flags)
 {
-	/* Open to everybody who reaches ZooKeeper, as what stands in the store is: who may reach them is a matter of the network. */
 	return zoo_create(r->zh, path, text, (int)strlen(text), r->acl, flags, NULL, 0);
 }
 

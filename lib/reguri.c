@@ -106,8 +106,13 @@ static int add_option(struct fm_registry_uri *u, const char *text, size_t len, c
 		if (number(text + 8, len - 8, 1000, 600000, &n))
 			return refuse(why, text, len, "must be timeout=1000..600000 (milliseconds)");
 		u->timeout_ms = (unsigned)n;
+	} else if (len > 5 && memcmp(text, "auth=", 5) == 0) {
+		if (text[5] != '/' || len - 5 >= sizeof u->auth)
+			return refuse(why, text, len, "must be auth=/path/of/a/file");
+		memcpy(u->auth, text + 5, len - 5);
+		u->auth[len - 5] = '\0';
 	} else {
-		return refuse(why, text, len, "unknown option (grace=, timeout=)");
+		return refuse(why, text, len, "unknown option (grace=, timeout=, auth=)");
 	}
 	return 0;
 }

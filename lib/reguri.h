@@ -5,7 +5,8 @@
  *   zookeeper://host[:port][,host[:port]...][/chroot][?option&option...]
  *
  * Options: grace=SECONDS (a host that is gone for so long is dead, and what it stored is collected; 60; 0: this host collects
- * nothing), timeout=MS (of the session with ZooKeeper; 10000).
+ * nothing), timeout=MS (of the session with ZooKeeper; 10000), auth=/FILE (who we are, user:password; without it everything is open to
+ * everybody).
  */
 #ifndef FM_REGURI_H
 #define FM_REGURI_H
@@ -22,6 +23,7 @@ struct fm_registry_uri {
 	char connect[FM_REGISTRY_URI + 256]; /* "host:port,...[/chroot]" as libzookeeper takes it; "": none */
 	char servers[FM_REGISTRY_URI];       /* as given, without chroot and options, for messages */
 	char chroot[FM_REGISTRY_URI];        /* "/a/b", or "" */
+	char auth[256];                      /* path of a file (regauth.h), or "" */
 	unsigned grace_s;                    /* 0..86400 */
 	unsigned timeout_ms;                 /* 1000..600000 */
 };

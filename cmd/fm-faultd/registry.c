@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "regauth.h"
 #include "registry.h"
 
 #define OPEN_MS   5000 /* for the first connection */
@@ -73,6 +74,24 @@ static void host_text(char *to, size_t cap)
 
 /* --- open and close */
 
+/* fm_registry_open(), as whom the URI's auth= says. */
+static int open_as(struct fm_registry_options *o, unsigned deadline_ms, struct fm_registry **out, char *why)
+{
+	char auth[FM_REGAUTH_MAX];
+	int e;
+
+	if (!*o->uri->auth)
+		return fm_registry_open(o, deadline_ms, out, why);
+	e = fm_regauth_read(o->uri->auth, auth, why);
+	if (e)
+		return e == -ENOENT ? -EINVAL : e; /* of ours, not of ZooKeeper's */
+	o->auth = auth;
+	e = fm_registry_open(o, deadline_ms, out, why);
+	o->auth = NULL;
+	explicit_bzero(auth, sizeof auth);
+	return e;
+}
+
 int registry_open(struct faultd *d, char *why)
 {
 	struct fm_registry_uri u;
@@ -95,7 +114,7 @@ int registry_open(struct faultd *d, char *why)
 		free(ids);
 	o.must_answer = regions == 0;
 	o.settles = strncmp(d->store_uri, "memcached:", 10) == 0;
-	e = fm_registry_open(&o, o.must_answer ? OPEN_MS : 0, &d->registry, why);
+	e = open_as(&o, o.must_answer ? OPEN_MS : 0, &d->registry, why);
 	if (e)
 		return e;
 	atomic_store(&d->daemon->registry.configured, 1);
@@ -124,7 +143,7 @@ int registry_probe(const char *uri, char *why)
 		if (getrandom(&o.host_id, sizeof o.host_id, 0) < 0)
 			return -errno;
 	} while (o.host_id == 0);
-	e = fm_registry_open(&o, OPEN_MS, &r, why);
+	e = open_as(&o, OPEN_MS, &r, why);
 	if (e == 0)
 		fm_registry_close(r, false, CLOSE_MS);
 	return e;

@@ -143,6 +143,47 @@ new_regions_work() {
 	run ! grep -rqa unmistakable-name "$FM_TMP/zk-z"
 }
 
+@test "with auth= nobody else reads or writes what the hosts keep there, and who is not of them is refused" {
+	zk_start z
+	mc_start a
+	echo hosts:secret-of-ours > "$FM_TMP/auth"
+	refused 1 'may be read by others: chmod 600' --registry "$(zk_uri z)?auth=$FM_TMP/auth"
+	chmod 600 "$FM_TMP/auth"
+	zk_link l z
+	with=(--store "memcached:${MC_AT[a]}" --registry "$(zk_uri l)?timeout=2000&auth=$FM_TMP/auth")
+	start_faultd -v "${with[@]}"
+	lost_start one --size $((1 << 20))
+	id=$(region_id one)
+	for path in /fm /fm/hosts "/fm/hosts/$(host_id)" "/fm/regions/$id" /fm/store/members /fm/store/epoch; do
+		echo "$path"
+		[ "$(zk z get "$path" 2>&1)" = 'not allowed' ]
+		[ "$(zk z set "$path" x 2>&1)" = 'not allowed' ]
+	done
+	[ "$(zk z create /fm/regions/00000000000000ff x 2>&1)" = 'not allowed' ]
+	run ! env ZK_AUTH=hosts:guess "$FM_ROOT/tests/proxy/zkctl.py" "${ZK_AT[z]}" get /fm/store/members
+	export ZK_AUTH=hosts:secret-of-ours
+	zk z get /fm/store/members | grep -q "^${MC_AT[a]} member"
+	# Another server of the ensemble, or the same one again: it is told anew.
+	zk_kill z
+	zk_run z
+	zk_serves z
+	wait_for 30 new_regions_work
+	second_host "${with[@]}"
+	stop_second_host
+	unset ZK_AUTH
+	refused 1 'is not open to us: is ?auth= what the other hosts have?' --registry "$(zk_uri z)"
+	echo hosts:guess > "$FM_TMP/auth2"
+	chmod 600 "$FM_TMP/auth2"
+	refused 1 'is not open to us' --registry "$(zk_uri z)?auth=$FM_TMP/auth2"
+	echo nonsense > "$FM_TMP/auth2"
+	refused 1 'is not one line user:password' --registry "$(zk_uri z)?auth=$FM_TMP/auth2"
+	refused 1 'No such file' --registry "$(zk_uri z)?auth=$FM_TMP/none"
+	refused 2 'must be auth=/path/of/a/file' --registry "$(zk_uri z)?auth=secret"
+	run ! grep -rq secret-of-ours "$FM_TMP/faultd.log" "$FM_RUN_DIR"
+	lost_end one
+	stop_faultd
+}
+
 @test "--check says whether the registry can be used" {
 	zk_start z
 	run "$FM_BIN/fm-faultd" --check --run-dir "$FM_TMP/refused" --store "dir:$FM_TMP/store" --registry "$(zk_uri z)"

@@ -10,14 +10,17 @@
   zkctl.py HOST:PORT rm PATH
   zkctl.py link HOST:PORT CAPTURE        forward a free port, printed first, to there; every byte also goes to the file CAPTURE
 
+With ZK_AUTH=user:password in the environment, as that.
+
 Exit status 1: no such znode, or another error, which is printed. The protocol is ZooKeeper's own (zookeeper.jute).
 """
+import os
 import selectors
 import socket
 import struct
 import sys
 
-CREATE, DELETE, EXISTS, GET, SET, CHILDREN, CLOSE = 1, 2, 3, 4, 5, 8, -11
+CREATE, DELETE, EXISTS, GET, SET, CHILDREN, CLOSE, AUTH = 1, 2, 3, 4, 5, 8, -11, 100
 
 
 def fail(text):
@@ -41,6 +44,9 @@ class Client:
         self.socket.settimeout(5)
         self.send(struct.pack('>iqiq', 0, 0, 10000, 0) + text_of(bytes(16)) + b'\0')
         self.receive()
+        if 'ZK_AUTH' in os.environ:
+            self.send(struct.pack('>iii', -4, AUTH, 0) + text_of('digest') + text_of(os.environ['ZK_AUTH']))
+            self.receive()
 
     def send(self, body):
         self.socket.sendall(struct.pack('>i', len(body)) + body)
@@ -62,7 +68,7 @@ class Client:
         reply = self.receive()
         error = struct.unpack('>i', reply[12:16])[0]
         if error:
-            fail('no such znode' if error == -101 else 'error %d' % error)
+            fail('no such znode' if error == -101 else 'not allowed' if error == -102 else 'error %d' % error)
         return reply[16:]
 
 

@@ -50,6 +50,8 @@ static void test_uri(void)
 	    {"zookeeper://a/x y", "not a path"},
 	    {"zookeeper://a/x,b", "not a path"},
 	    {"zookeeper://a?grace", "unknown option"},
+	    {"zookeeper://a?auth=", "unknown option"},
+	    {"zookeeper://a?auth=user:password", "auth=/path"},
 	    {"zookeeper://a?grace=x", "grace=0..86400"},
 	    {"zookeeper://a?grace=86401", "grace=0..86400"},
 	    {"zookeeper://a?timeout=999", "timeout=1000..600000"},
