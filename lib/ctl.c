@@ -28,6 +28,8 @@ static const int lengths[FM_CTL_TYPES] = {
     [FM_CTL_DETACH] = sizeof(struct fm_ctl_region),
     [FM_CTL_SERVER] = sizeof(struct fm_ctl_server),
     [FM_CTL_GRACE] = sizeof(struct fm_ctl_evict),
+    [FM_CTL_REGION_HOLD] = sizeof(struct fm_ctl_region),
+    [FM_CTL_REGION_HELD] = sizeof(struct fm_ctl_region),
 };
 
 int fm_ctl_body_length(unsigned type)

@@ -39,6 +39,8 @@ enum fm_ctl_type {
 	FM_CTL_DETACH,       /* fm-hotplug: struct fm_ctl_region: bring every page home and let go -> FM_CTL_OK or FM_CTL_ERROR */
 	FM_CTL_SERVER,       /* fm-evict: struct fm_ctl_server: add or drain a server of the store -> FM_CTL_OK at once; watch daemon.state */
 	FM_CTL_GRACE,        /* client, fm-evict: struct fm_ctl_evict: pages is the region's DMA grace in ms -> FM_CTL_OK */
+	FM_CTL_REGION_HOLD,  /* fm-faultd -> evictor: struct fm_ctl_region: evict nothing of it as long as FM_REGION_DETACHING is set -> FM_CTL_REGION_HELD */
+	FM_CTL_REGION_HELD,  /* evictor -> fm-faultd: struct fm_ctl_region: it owns no page of that region */
 	FM_CTL_TYPES         /* their number + 1 */
 };
 

@@ -99,7 +99,8 @@ static void decide(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 		return;
 	}
 	if (!same(e, r, p)) {
-		if (fm_page_cas(word, w, fm_word_to(w, FM_DIRTY, FM_F_ZERO, 0)))
+		/* Or a discard, noted since then, has punched it. */
+		if (fm_page_cas(word, w, fm_word_to(w, FM_DIRTY, FM_F_ZERO, 0)) && !evict_is_discarded(&r->map.shards[v.shard], p->page))
 			fm_bump(&r->map.hdr->evict.late_writes, 1);
 		fm_queue_push(r->queue, p->page);
 		return;

@@ -19,7 +19,6 @@
 #include "uapi.h"
 
 #define WAIT_NS   2000000 /* longest time between two reads of events while something is pending */
-#define STOP_SIGNAL SIGUSR1
 
 void shard_tell(struct fm_shard *s, unsigned news)
 {
@@ -69,6 +68,7 @@ void shard_note(struct fm_shard *s, const struct pending *p)
 		if (s->pending[i].page == p->page) {
 			s->pending[i].write |= p->write;
 			s->pending[i].wp |= p->wp;
+			s->pending[i].quiet &= p->quiet;
 			return;
 		}
 	if (s->npending == FM_PENDING) {
@@ -302,10 +302,12 @@ static void *shard_main(void *arg)
 	while (!atomic_load(&s->stop)) {
 		/* Read before serving: room made from here on is seen by the wait. */
 		uint32_t room_seq = atomic_load(&s->o.daemon->room_seq);
+		bool home;
 		unsigned n;
 
-		set_blocking(s, s->npending == 0 && left == DISCARD_NONE);
-		if (s->npending == 0 && left == DISCARD_LATER) {
+		shard_home_see(s);
+		set_blocking(s, s->npending == 0 && left == DISCARD_NONE && !shard_home_busy(s));
+		if (s->npending == 0 && left == DISCARD_LATER && !shard_home_busy(s)) {
 			struct pollfd p = {.fd = s->o.uffd.fd, .events = POLLIN};
 
 			poll(&p, 1, 20);
@@ -314,6 +316,7 @@ static void *shard_main(void *arg)
 		pthread_mutex_lock(&s->turn);
 		handle_events(s, n);
 		left = shard_discard_some(s);
+		home = shard_home_some(s, left);
 		if (s->npending) {
 			serve(s);
 			check_marks(s);
@@ -321,6 +324,8 @@ static void *shard_main(void *arg)
 		pthread_mutex_unlock(&s->turn);
 		if (s->npending && left != DISCARD_MORE)
 			wait_a_little(s, room_seq);
+		else if (home)
+			nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
 	}
 	atomic_store(&s->stopped, true);
 	return NULL;
@@ -360,12 +365,12 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	note_old_events(s);
 	/* A slow server must not keep events unread. */
 	fm_store_set_idle(o->store, idle, s);
-	sigaction(STOP_SIGNAL, &sa, NULL);
+	sigaction(FM_STOP_SIGNAL, &sa, NULL);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, 256 * 1024);
 	/* The thread takes only the stop signal: all others are the main thread's. */
 	sigfillset(&block);
-	sigdelset(&block, STOP_SIGNAL);
+	sigdelset(&block, FM_STOP_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &block, &old);
 	r = pthread_create(&s->thread, &attr, shard_main, s);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -387,7 +392,7 @@ void fm_shard_stop(struct fm_shard *s)
 	atomic_store(&s->stop, true);
 	/* A signal that comes just before the read is lost: so again until the thread says that it has left. */
 	while (!atomic_load(&s->stopped)) {
-		pthread_kill(s->thread, STOP_SIGNAL);
+		pthread_kill(s->thread, FM_STOP_SIGNAL);
 		nanosleep(&nap, NULL);
 	}
 	pthread_join(s->thread, NULL);
@@ -405,7 +410,7 @@ void fm_shard_pause(struct fm_shard *s)
 	/* A client that plays with the descriptor's flags may have us wait in a read(2) within a turn: the signal ends it. */
 	while (pthread_mutex_trylock(&s->turn)) {
 		nanosleep(&nap, NULL);
-		pthread_kill(s->thread, STOP_SIGNAL);
+		pthread_kill(s->thread, FM_STOP_SIGNAL);
 	}
 }
 

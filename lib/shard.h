@@ -21,6 +21,8 @@ enum fm_shard_news {
 	FM_SHARD_MOVED = 1 << 2,      /* a part of it was moved by mremap(): those pages raise SIGBUS from now on */
 	FM_SHARD_REFUSED = 1 << 3,    /* an ioctl failed in a way that should not be; the fault is tried again and again */
 	FM_SHARD_LOST = 1 << 4,       /* a page was lost */
+	FM_SHARD_HOME = 1 << 5,       /* fm_shard_home(FM_HOME_FETCH): no page of it is in the store alone any more */
+	FM_SHARD_LEFT = 1 << 6,       /* fm_shard_home(FM_HOME_LEAVE): its range is unregistered, and no event is left unread */
 };
 
 struct fm_shard_options {
@@ -33,6 +35,7 @@ struct fm_shard_options {
 	int evictor_eventfd;             /* written when daemon->evictor_sleeping; stays the caller's */
 	int news_eventfd;                /* written when there are news; stays the caller's */
 	const atomic_bool *hold;         /* are fills held back above the hard mark? false while nobody evicts */
+	const atomic_bool *unbounded;    /* no budget holds for this region, nor is it counted in the daemon's; changed while paused */
 };
 
 struct fm_shard;
@@ -48,6 +51,22 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out);
  * waiting for another fm-faultd.
  */
 void fm_shard_stop(struct fm_shard *s);
+
+/* What a shard does besides serving faults. */
+enum fm_home {
+	FM_HOME_NO = 0, /* nothing */
+	FM_HOME_FETCH,  /* bring in what is only in the store; tells FM_SHARD_HOME. The evictor must not touch the region */
+	FM_HOME_LEAVE,  /* after that: unregister its range, and read what events there are; tells FM_SHARD_LEFT */
+};
+
+/*
+ * Have the shard do that. Returns whether it has taken note; if not (it waits for a slow store), call again. The thread that made the
+ * shard.
+ */
+bool fm_shard_home(struct fm_shard *s, enum fm_home what);
+
+/* Is what fm_shard_home() asked for last done? The news only say when to look. The thread that made the shard. */
+bool fm_shard_home_done(const struct fm_shard *s);
 
 /* News since the last call, enum fm_shard_news. The thread that made the shard. */
 unsigned fm_shard_attention(struct fm_shard *s);

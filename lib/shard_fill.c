@@ -30,8 +30,14 @@ static bool reserve(struct fm_shard *s)
 	struct fm_region_hdr *h = s->o.map->hdr;
 	uint64_t limit = fm_ld(&d->limit_pages), own = fm_ld(&h->limit_pages);
 	bool hold = atomic_load_explicit(s->o.hold, memory_order_relaxed);
-	int64_t mine = (int64_t)atomic_fetch_add(&h->resident, 1) + 1, total = (int64_t)atomic_fetch_add(&d->resident, 1) + 1;
+	int64_t mine, total;
 
+	if (atomic_load_explicit(s->o.unbounded, memory_order_relaxed)) {
+		atomic_fetch_add(&h->resident, 1);
+		return true;
+	}
+	mine = (int64_t)atomic_fetch_add(&h->resident, 1) + 1;
+	total = (int64_t)atomic_fetch_add(&d->resident, 1) + 1;
 	/* Signed: while a region ends, its evictor may count down what was taken off before. */
 	if (hold && ((total > 0 && (uint64_t)total > fm_policy_marks(limit).hard) ||
 		     (own && mine > 0 && (uint64_t)mine > fm_policy_marks(own).hard))) {
@@ -45,7 +51,8 @@ static bool reserve(struct fm_shard *s)
 void shard_unreserve(struct fm_shard *s)
 {
 	atomic_fetch_sub(&s->o.map->hdr->resident, 1);
-	atomic_fetch_sub(&s->o.daemon->resident, 1);
+	if (!atomic_load_explicit(s->o.unbounded, memory_order_relaxed))
+		atomic_fetch_sub(&s->o.daemon->resident, 1);
 }
 
 void shard_publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to)
@@ -89,6 +96,7 @@ static bool unprotect(struct fm_shard *s, const struct pending *p, uint64_t w)
 	 * all that is here again and again, each page more often than once in its grace, would keep the others out for ever.
 	 */
 	if ((w & FM_F_GRACE) && atomic_load_explicit(s->o.hold, memory_order_relaxed) &&
+	    !atomic_load_explicit(s->o.unbounded, memory_order_relaxed) &&
 	    (s->waits_room || atomic_load(&s->o.daemon->room_waiters))) {
 		s->waits_store = true;
 		return false;
@@ -273,11 +281,13 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 	f->done = true;
 	if (f->source == FILL_STORE) {
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
-		fm_bump(&s->stats->faults_store, 1);
+		if (!f->quiet)
+			fm_bump(&s->stats->faults_store, 1);
 	} else {
 		fm_bump(&s->stats->faults_zero, 1);
 	}
-	served(s, f->t0_ns, now);
+	if (!f->quiet)
+		served(s, f->t0_ns, now);
 	shard_ring(s, f->page);
 }
 
@@ -299,7 +309,7 @@ static void drop_discarded(struct fm_shard *s, struct fill *f)
 /* Not installed: back to where it came from; again: the fault stays noted. */
 static void roll_back(struct fm_shard *s, struct fill *f, bool again)
 {
-	struct pending p = {.page = f->page, .write = f->write, .t0_ns = f->t0_ns};
+	struct pending p = {.page = f->page, .write = f->write, .quiet = f->quiet, .t0_ns = f->t0_ns};
 
 	if (f->discarded) { /* its old copy must not come back */
 		drop_discarded(s, f);

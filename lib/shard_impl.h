@@ -19,6 +19,7 @@ struct pending {
 	uint32_t page;
 	bool write; /* some waiter wants to write */
 	bool wp;    /* some waiter ran into the write protection */
+	bool quiet; /* nobody waits: it is brought home, see shard_home.c */
 	uint64_t t0_ns;
 };
 
@@ -30,6 +31,7 @@ struct fill {
 	unsigned slot; /* of the page buffer, FILL_STORE */
 	enum fill_source source;
 	bool write;
+	bool quiet;
 	bool discarded; /* a REMOVE came before it was installed: ends EMPTY */
 	bool done;      /* published, one way or the other */
 	uint64_t w;     /* its word, BUSY */
@@ -55,6 +57,11 @@ struct fm_shard {
 	bool waits_room;     /* this turn left something for want of room */
 	bool waits_store;    /* ... for want of the store */
 	bool waits_eventual; /* ... for something else that passes by itself */
+	/* enum fm_home in the lowest 2 bits, and how often that has changed: as asked, taken note of, done. */
+	_Atomic uint64_t home, home_seen, home_done;
+	uint64_t home_at;    /* next word of the pass, of the region */
+	bool home_found;     /* the pass has found a page that is away */
+	bool home_refused;   /* the kernel does not unregister it: said */
 	unsigned char *buf;  /* FM_FILL pages */
 };
 
@@ -81,6 +88,12 @@ enum discard_left shard_discard_some(struct fm_shard *s);
 /* Is the page in a range that the walk has not passed? */
 bool shard_is_discarding(const struct fm_shard_shm *m, uint32_t page);
 
+/* What fm_shard_home() asks for, a bit of it; left: of shard_discard_some(). Returns whether to come again without waiting. shard_home.c. */
+bool shard_home_some(struct fm_shard *s, enum discard_left left);
+/* Take note of what is asked; is there something of it to do? */
+void shard_home_see(struct fm_shard *s);
+bool shard_home_busy(const struct fm_shard *s);
+
 /* Publish a page that is ours: nobody else changes a BUSY word, so the swap cannot fail. */
 void shard_publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to);
 /* Name the one page that is owned outside of s->fill, and take the name back. */
@@ -99,6 +112,8 @@ static inline uint64_t shard_hva(const struct fm_shard *s, uint32_t page)
 {
 	return fm_ld(&s->shm->hva) + (page - s->shm->first_page) * FM_PAGE_SIZE;
 }
+
+#define FM_STOP_SIGNAL SIGUSR1 /* to a shard's thread: ends a read(2) */
 
 /* Is there a page in the memfd? */
 bool fm_memfd_has(int memfd, uint64_t offset);

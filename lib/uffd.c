@@ -115,8 +115,15 @@ int fm_uffd_register(const struct fm_uffd *u, uint64_t hva, uint64_t bytes)
 int fm_uffd_unregister(const struct fm_uffd *u, uint64_t hva, uint64_t bytes)
 {
 	struct uffdio_range range = {.start = hva, .len = bytes};
+	int e = call(u, UFFDIO_UNREGISTER, &range);
 
-	return -call(u, UFFDIO_UNREGISTER, &range);
+	/*
+	 * The kernel wakes the waiters before it takes the mapping out; a fault that holds the mapping's own lock only (Linux 6.7) may begin to
+	 * wait in between, and would do so for ever (seen on 6.18). None can any more when the call returns.
+	 */
+	if (e == 0)
+		call(u, UFFDIO_WAKE, &range);
+	return -e;
 }
 
 /*
@@ -186,7 +193,8 @@ enum fm_uffd_result fm_uffd_poison(const struct fm_uffd *u, uint64_t hva, uint64
 	return fm_uffd_classify(call(u, UFFDIO_POISON, &p));
 }
 
-bool fm_uffd_mm_alive(const struct fm_uffd *u)
+/* What comes of protecting a page that can never be mapped: errno. */
+static int protect_nothing(const struct fm_uffd *u)
 {
 	/* The last page below 2^47 minus a page is never mapped (TASK_SIZE_MAX): ENOENT while the memory exists, ESRCH after. */
 	struct uffdio_writeprotect w = {
@@ -194,5 +202,15 @@ bool fm_uffd_mm_alive(const struct fm_uffd *u)
 	    .mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 
-	return call(u, UFFDIO_WRITEPROTECT, &w) != ESRCH;
+	return call(u, UFFDIO_WRITEPROTECT, &w);
+}
+
+bool fm_uffd_mm_alive(const struct fm_uffd *u)
+{
+	return protect_nothing(u) != ESRCH;
+}
+
+bool fm_uffd_is_quiet(const struct fm_uffd *u)
+{
+	return protect_nothing(u) != EAGAIN; /* userfaultfd_ctx.mmap_changing */
 }

@@ -90,4 +90,10 @@ enum fm_uffd_result fm_uffd_poison(const struct fm_uffd *u, uint64_t hva, uint64
  */
 bool fm_uffd_mm_alive(const struct fm_uffd *u);
 
+/*
+ * Is no thread of the client in the middle of an unmap, a discard or a move, with its event unread or itself not yet on its way? Changes
+ * nothing, as fm_uffd_mm_alive(). true also when the memory is gone. Any thread.
+ */
+bool fm_uffd_is_quiet(const struct fm_uffd *u);
+
 #endif

@@ -180,6 +180,26 @@ static void del_region(struct evictord *d, const struct fm_ctl_region *m)
 		forget_region(d, m->id);
 }
 
+/* May pages be taken from it? */
+static bool can_evict(const struct slot *s)
+{
+	return !s->purging && !s->r.gone && !(fm_ld(&s->r.map.hdr->flags) & FM_REGION_DETACHING);
+}
+
+/* fm-faultd brings the region home. Its keys are still deleted and moved; but from here on no page of it is ours. */
+static void hold_region(struct evictord *d, const struct fm_ctl_region *m)
+{
+	struct task *next;
+
+	for (struct task *t = d->tasks; t; t = next) {
+		next = t->next;
+		if (t->ask.id == m->id)
+			end_task(d, t);
+	}
+	if (fm_ctl_send(d->fd, FM_CTL_REGION_HELD, m, NULL, 0))
+		d->eof = true;
+}
+
 /* Delete some keys of the regions that ended. Returns whether there is more of that to do. */
 static bool do_purges(struct evictord *d)
 {
@@ -236,6 +256,9 @@ static void on_message(struct evictord *d)
 	case FM_CTL_REGION_DEL:
 		del_region(d, &m.region);
 		break;
+	case FM_CTL_REGION_HOLD:
+		hold_region(d, &m.region);
+		break;
 	case FM_CTL_EVICT:
 		add_task(d, &m.evict);
 		break;
@@ -275,11 +298,11 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 		unsigned n = 0;
 
 		next = t->next;
-		if (s && !s->purging && now < s->r.stalled_until_ns && !s->r.gone) {
+		if (s && can_evict(s) && now < s->r.stalled_until_ns) {
 			left = true; /* the store refused a moment ago: that it is not asked again yet is no failure of this request */
 			continue;
 		}
-		if (s && !s->purging && !s->r.gone) {
+		if (s && can_evict(s)) {
 			if (fm_queue_count(s->r.queue) < want && t->idle && now > s->r.swept_ns + 20000000)
 				fm_evict_sweep(&d->evictor, &s->r);
 			n = evict_some(d, s, want);
@@ -292,7 +315,7 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 		if (s && fm_grace_count(s->r.grace) && now < t->moved_ns + 2 * fm_ld(&s->r.map.hdr->grace_ms) * 1000000u + 1000000000u)
 			t->idle = 1;
 		/* A few empty rounds: pages are busy for a moment, or the store refuses; then say what was done. */
-		if (!s || s->purging || s->r.gone || t->done >= t->ask.pages || t->idle > 10)
+		if (!s || !can_evict(s) || t->done >= t->ask.pages || t->idle > 10)
 			end_task(d, t);
 		else
 			left = true;
@@ -375,7 +398,7 @@ static uint64_t ahead(struct slot *s, uint64_t now, uint64_t limit, uint64_t glo
 
 static bool stalled(const struct slot *s, uint64_t now)
 {
-	return s->purging || s->r.gone || now < s->r.stalled_until_ns;
+	return !can_evict(s) || now < s->r.stalled_until_ns;
 }
 
 /* What the policy needs to know of each region. *total counts what will be here when every page in its grace is gone, and as many more. */
@@ -385,8 +408,9 @@ static void look_starts(struct evictord *d, uint64_t now, uint64_t global, uint6
 
 	for (struct slot *s = d->slots; s; s = s->next) {
 		struct fm_region_hdr *h = s->r.map.hdr;
-		uint64_t limit = fm_ld(&h->limit_pages), resident = fm_ld(&h->resident), more = ahead(s, now, limit, global);
-		uint64_t cooling = fm_grace_count(s->r.grace);
+		bool home = fm_ld(&h->flags) & FM_REGION_DETACHING; /* nothing of it is about to leave, nor is it in the total */
+		uint64_t limit = fm_ld(&h->limit_pages), resident = fm_ld(&h->resident), more = home ? 0 : ahead(s, now, limit, global);
+		uint64_t cooling = home ? 0 : fm_grace_count(s->r.grace);
 		struct fm_marks m = fm_policy_marks(limit ? limit : FM_LIMIT_NONE);
 
 		cooling = cooling < resident ? cooling : resident;
@@ -417,16 +441,16 @@ static void look(struct evictord *d, uint64_t now)
 
 		if (!s->purging)
 			fm_evict_drain(&d->evictor, &s->r);
-		if (resident > m.high)
+		if (can_evict(s) && resident > m.high)
 			s->r.draining = true;
-		else if (resident <= m.low)
+		else if (!can_evict(s) || resident <= m.low)
 			s->r.draining = false;
 		d->views[i++] = (struct fm_view){
 		    .resident = resident,
 		    .limit = limit,
 		    .queued = fm_evict_due_ns(&s->r) && fm_evict_due_ns(&s->r) <= now ? fm_grace_count(s->r.grace) : 0,
 		    .draining = s->r.draining,
-		    .stalled = s->purging || s->r.gone, /* what is stored already needs no store */
+		    .stalled = !can_evict(s), /* what is stored already needs no store */
 		};
 	}
 }
@@ -444,7 +468,7 @@ static struct slot *nth(struct evictord *d, int n)
 static void sweep_some(struct evictord *d, uint64_t now)
 {
 	for (struct slot *s = d->slots; s; s = s->next)
-		if (!s->purging && !fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) > fm_grace_count(s->r.grace) &&
+		if (can_evict(s) && !fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) > fm_grace_count(s->r.grace) &&
 		    now > s->r.swept_ns + 50000000)
 			fm_evict_sweep(&d->evictor, &s->r);
 }

@@ -155,7 +155,7 @@ static void mend_all(struct faultd *d)
 			fm_evict_recover(&r->map, r->memfd);
 			fm_region_recount(&r->map);
 		}
-		total += fm_ld(&r->map.hdr->resident);
+		total += atomic_load(&r->unbounded) ? 0 : fm_ld(&r->map.hdr->resident);
 	}
 	/* It may have died between counting a region and counting all. */
 	atomic_store(&d->daemon->resident, total);
@@ -189,6 +189,9 @@ void evictor_lost(struct faultd *d)
 		}
 	}
 	mend_all(d);
+	for (struct region *r = d->regions; r; r = r->next)
+		if (!r->ending)
+			region_detach_held(d, r); /* it cannot answer any more */
 	for (struct conn *c = d->conns; c; c = c->next)
 		if (c->waits_cookie) {
 			c->waits_cookie = 0;

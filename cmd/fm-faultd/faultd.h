@@ -35,6 +35,7 @@ struct conn {
 	bool dead;      /* closed at the end of the turn */
 	bool evictor;   /* this is the evictor */
 	uint64_t waits_region; /* UNREGISTER: answered when that region is freed; 0 none */
+	uint64_t waits_detach; /* DETACH: answered when that region is home and freed, or cannot be; 0 none */
 	uint64_t waits_cookie; /* EVICT: answered when the evictor answers; 0 none */
 	struct fm_ctl_hdr hdr;
 	char body[FM_CTL_MAX];
@@ -42,6 +43,9 @@ struct conn {
 	int fds[FM_CTL_FDS];
 	unsigned nfds;
 };
+
+/* How far a region is on its way home: see detach.c. */
+enum detach { DETACH_NO = 0, DETACH_HOLD, DETACH_FETCH, DETACH_LEAVE };
 
 /* One region that is served. */
 struct region {
@@ -53,6 +57,10 @@ struct region {
 	struct fm_shard *shard[FM_MAX_SHARDS]; /* NULL: not running */
 	struct fm_uffd uffd[FM_MAX_SHARDS];    /* the evictor's copies are made from these; owned by the shards */
 	uint32_t told_evictor;                 /* the evictor has it, and must say REGION_GONE before it can be freed */
+	enum detach detach;
+	atomic_bool unbounded; /* no budget holds for it, and it is not in daemon->resident; changed while its shards are paused */
+	bool asked;            /* all shards know what is asked of them */
+	bool moved;            /* a part of it, by mremap() */
 	bool ending; /* nothing is served any more; it waits for the evictor to let go of it, or to delete its keys */
 };
 
@@ -143,6 +151,19 @@ void region_leave(struct faultd *d, struct region *r);
 /* Look at shards' news and at clients that exec()ed. */
 void regions_news(struct faultd *d);
 void regions_check_alive(struct faultd *d);
+
+/* detach.c: a region comes home. A request for it; answers c, at the end. */
+void region_detach(struct faultd *d, struct conn *c, struct region *r);
+/* The evictor takes no page of it any more. */
+void region_detach_held(struct faultd *d, struct region *r);
+/* A shard has news that may be about this. May end the region. */
+void region_detach_news(struct faultd *d, struct region *r);
+/* Once a second. */
+void region_detach_tick(struct faultd *d, struct region *r);
+/* Nobody waits for it any more. */
+void region_detach_forget(struct faultd *d, uint64_t id);
+/* Just taken over, its shards running: go on where there is no way back. */
+void region_detach_resume(struct region *r);
 
 /* evictor.c: the link to fm-evict. */
 void evictor_spawn(struct faultd *d);

@@ -96,6 +96,7 @@ int region_start_shards(struct faultd *d, struct region *r, char *why)
 		    .evictor_eventfd = d->evict_fd,
 		    .news_eventfd = d->news_fd,
 		    .hold = &d->hold,
+		    .unbounded = &r->unbounded,
 		};
 		int e = fm_store_open(d->store_uri, &d->store_options, &o.store, why);
 
@@ -160,6 +161,8 @@ bool region_needs_purge(const struct faultd *d)
 
 void region_end(struct faultd *d, struct region *r)
 {
+	uint64_t resident;
+
 	if (r->ending)
 		return;
 	r->ending = true;
@@ -168,8 +171,16 @@ void region_end(struct faultd *d, struct region *r)
 	FM_CRASH_POINT("end-flagged");
 	epoll_ctl(d->epoll_fd, EPOLL_CTL_DEL, r->pidfd, NULL);
 	region_stop_shards(r);
+	/* Its client ended before it was home. */
+	for (struct conn *c = d->conns; c && r->detach && r->detach != DETACH_LEAVE; c = c->next)
+		if (c->waits_detach == r->map.hdr->id) {
+			c->waits_detach = 0;
+			conn_error(c, ESRCH, "%016llx: its client ended meanwhile", (unsigned long long)r->map.hdr->id);
+		}
 	/* Its memory is gone now. An evictor in the middle of a batch may still count down: region_free() makes up for that. */
-	atomic_fetch_sub(&d->daemon->resident, atomic_exchange(&r->map.hdr->resident, 0));
+	resident = atomic_exchange(&r->map.hdr->resident, 0);
+	if (!atomic_load(&r->unbounded))
+		atomic_fetch_sub(&d->daemon->resident, resident);
 	FM_CRASH_POINT("end-stopped");
 	if (r->told_evictor && d->evictor)
 		evictor_del(d, r); /* region_free() when it answers, or is lost */
@@ -197,8 +208,8 @@ void region_free(struct faultd *d, struct region *r)
 	registry_region_end(d, id);
 	close_region(d, r);
 	for (struct conn *c = d->conns; c; c = c->next)
-		if (c->waits_region == id) {
-			c->waits_region = 0;
+		if (c->waits_region == id || c->waits_detach == id) {
+			c->waits_region = c->waits_detach = 0;
 			conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
 		}
 }
@@ -217,14 +228,19 @@ void regions_news(struct faultd *d)
 		unsigned news = 0;
 
 		next = r->next;
+		for (unsigned i = 0; i < r->map.nshards && !r->ending; i++) {
+			unsigned of_shard = fm_shard_attention(r->shard[i]);
+
+			news |= of_shard;
+			if (of_shard & (FM_SHARD_HOME | FM_SHARD_LEFT | FM_SHARD_LOST))
+				region_detach_news(d, r);
+		}
 		if (r->ending)
 			continue;
-		for (unsigned i = 0; i < r->map.nshards; i++) {
-			news |= fm_shard_attention(r->shard[i]);
-		}
 		if (news & FM_SHARD_LOST)
 			fm_warn("region %016llx (%s): a page could not be read from the store and is lost",
 				(unsigned long long)r->map.hdr->id, region_name(r));
+		r->moved |= news & FM_SHARD_MOVED;
 		if (news & FM_SHARD_MOVED)
 			fm_warn("region %016llx (%s): a part of it was moved by mremap: unsupported, its far pages raise SIGBUS",
 				(unsigned long long)r->map.hdr->id, region_name(r));

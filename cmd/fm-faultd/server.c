@@ -125,8 +125,14 @@ static void on_evict(struct faultd *d, struct conn *c, const struct fm_ctl_evict
 	struct fm_ctl_evict ask = *m;
 	unsigned waiting = 0;
 
-	if (!asked_region(d, c, m->id))
+	const struct region *r = asked_region(d, c, m->id);
+
+	if (!r)
 		return;
+	if (r->detach) {
+		conn_error(c, EBUSY, "%016llx: it is being detached", (unsigned long long)m->id);
+		return;
+	}
 	for (const struct conn *other = d->conns; other; other = other->next)
 		waiting += other->waits_cookie != 0;
 	if (c->waits_cookie || waiting >= MAX_EVICT_REQUESTS) {
@@ -203,6 +209,26 @@ static void on_gone(struct faultd *d, const struct fm_ctl_region *m)
 		region_free(d, r);
 }
 
+static void on_held(struct faultd *d, const struct fm_ctl_region *m)
+{
+	struct region *r = region_find(d, m->id);
+
+	if (r && !r->ending)
+		region_detach_held(d, r);
+}
+
+static void on_detach(struct faultd *d, struct conn *c, const struct fm_ctl_region *m)
+{
+	struct region *r = asked_region(d, c, m->id);
+
+	if (!r)
+		return;
+	if (c->waits_detach)
+		conn_error(c, EBUSY, "detach: one at a time");
+	else
+		region_detach(d, c, r);
+}
+
 static void refuse(struct conn *c, const char *why)
 {
 	conn_error(c, EPROTO, "message: %s", why);
@@ -220,6 +246,9 @@ static void on_message(struct faultd *d, struct conn *c)
 		break;
 	case FM_CTL_REGION_GONE:
 		on_gone(d, m);
+		break;
+	case FM_CTL_REGION_HELD:
+		on_held(d, m);
 		break;
 	case FM_CTL_HELLO | 0x10000:
 		on_hello(d, c, m);
@@ -252,8 +281,7 @@ static void on_message(struct faultd *d, struct conn *c)
 		on_server(d, c, m);
 		break;
 	case FM_CTL_DETACH | 0x10000:
-		if (asked_region(d, c, ((const struct fm_ctl_region *)m)->id))
-			conn_error(c, ENOSYS, "detach: bringing a region home is not supported by this fm-faultd yet");
+		on_detach(d, c, m);
 		break;
 	default:
 		refuse(c, "not a request");
@@ -383,6 +411,8 @@ static void reap_connections(struct faultd *d)
 		d->nconns--;
 		close_got(c);
 		close(c->fd);
+		if (c->waits_detach)
+			region_detach_forget(d, c->waits_detach);
 		if (c == d->evictor) {
 			lost = c;
 			d->evictor = NULL;
@@ -419,6 +449,9 @@ static void on_timer(struct faultd *d)
 	if (read(d->timer_fd, &n, sizeof n) < 0)
 		return;
 	regions_check_alive(d);
+	for (struct region *r = d->regions; r; r = r->next)
+		if (!r->ending)
+			region_detach_tick(d, r);
 	fm_store_monitor(d->store);
 	members_tick(d);
 	e = fm_store_usage(d->store, &used, &limit);

@@ -200,7 +200,11 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 	fm_shard_recover(&r->map, r->memfd);
 	FM_CRASH_POINT("takeover-shards-mended");
 	fm_region_recount(&r->map);
-	atomic_fetch_add(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
+	/* Whoever wanted it home has lost his answer, and asks again; but where its memory may be unregistered, there is no way back. */
+	if (!(fm_ld(&r->map.hdr->flags) & FM_REGION_HOME)) {
+		atomic_fetch_and(&r->map.hdr->flags, ~(uint64_t)FM_REGION_DETACHING);
+		atomic_fetch_add(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
+	}
 	FM_CRASH_POINT("takeover-counted");
 	e = region_start_shards(d, r, why);
 	FM_CRASH_POINT("takeover-started");
@@ -215,6 +219,7 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
 	FM_CRASH_POINT("takeover-woken");
+	region_detach_resume(r);
 	r->next = d->regions;
 	d->regions = r;
 	fm_info("region %016llx: taken over from the fm-faultd before, %s, pid %d", (unsigned long long)id, r->map.hdr->name,

@@ -111,7 +111,8 @@ static bool registered_after_all(struct vm *vm, const char *run_dir, const char 
 	yes = found && found->hva == m->hva;
 	free(list);
 	for (unsigned i = 0; i < u->n && !yes; i++)
-		ioctl(u->a[i].fd, UFFDIO_UNREGISTER, &range);
+		if (ioctl(u->a[i].fd, UFFDIO_UNREGISTER, &range) == 0)
+			ioctl(u->a[i].fd, UFFDIO_WAKE, &range); /* see fm_uffd_unregister() */
 	return yes;
 }
 

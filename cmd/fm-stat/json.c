@@ -21,6 +21,8 @@ static json_t *flags(uint64_t set)
 		json_array_append_new(a, json_string("store_down"));
 	if (set & FM_REGION_GONE)
 		json_array_append_new(a, json_string("gone"));
+	if (set & FM_REGION_DETACHING)
+		json_array_append_new(a, json_string("detaching"));
 	return a;
 }
 

@@ -63,6 +63,7 @@ static const char *flags(uint64_t set, char buf[64])
 		{ FM_REGION_STORE_FULL, "store full" },
 		{ FM_REGION_STORE_DOWN, "store down" },
 		{ FM_REGION_GONE, "gone" },
+		{ FM_REGION_DETACHING, "detaching" },
 	};
 
 	buf[0] = '\0';

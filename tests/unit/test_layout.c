@@ -214,7 +214,7 @@ static_assert(FM_EMPTY == 0 && FM_DIRTY == 1 && FM_CLEAN == 2 && FM_REMOTE == 3 
 static_assert(FM_PS_MASK == 0x7 && FM_OR_SHIFT == 3 && FM_F_WAITER == 1 << 6 && FM_F_STORED == 1 << 7 && FM_F_DISCARD == 1 << 8 &&
 		  FM_F_ZERO == 1 << 9 && FM_EP_SHIFT == 10 && FM_GEN_SHIFT == 20,
 	      "page words");
-static_assert(FM_CTL_OK == 1 && FM_CTL_REGISTER == 6 && FM_CTL_LIMIT == 11 && FM_CTL_DETACH == 17, "message types");
+static_assert(FM_CTL_OK == 1 && FM_CTL_REGISTER == 6 && FM_CTL_LIMIT == 11 && FM_CTL_DETACH == 17 && FM_CTL_REGION_HELD == 21, "message types");
 static_assert(FM_SHM_VERSION == 2 && FM_CTL_VERSION == 1, "versions");
 
 struct row {
