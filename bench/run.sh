@@ -55,6 +55,8 @@ done
 . bench/lib.bash
 # shellcheck source=bench/memcached.bash
 . bench/memcached.bash
+# shellcheck source=bench/choices.bash
+. bench/choices.bash
 start_faultd dir --store "dir:$T/store"
 DIR_FAULTD=$FAULTD
 mc_start
@@ -134,6 +136,7 @@ syscalls bare "$OUT/bare_uffd" -f "$T/pages"
   row "first touch, sequential, one CPU, to plain memfd" us/page 1000 touch.fm.ns_per_page touch.memfd.ns_per_page "<=2.00"
   row "write-back (evict --all), to pwrite stream" MB/s 1 out.fm.evict_mb_s out.pwrite.mb_s ">=0.80"
   mc_rows
+  choices_rows
 } > "$T/rows"
 
 awk -F '\t' 'BEGIN { printf "%-64s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }

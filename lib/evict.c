@@ -37,6 +37,17 @@ void fm_evictor_fini(struct fm_evictor *e)
 	e->buf = NULL;
 }
 
+/* Time passes in evictions: a region's own when it has a budget of its own, else those of all. */
+static void tell_time(struct fm_evictor *e, struct fm_evict_region *r)
+{
+	uint64_t own = fm_ld(&r->map.hdr->limit_pages), all = fm_ld(&e->daemon->limit_pages);
+
+	if (own)
+		fm_victims_time(r->victims, r->evictions, own);
+	else
+		fm_victims_time(r->victims, e->evictions, all == FM_LIMIT_NONE ? r->map.pages : all);
+}
+
 void evict_queue_word(struct fm_evict_region *r, uint32_t page, uint64_t w)
 {
 	/* Out of memory loses a hint, not a page: a later sweep finds it. */
@@ -44,7 +55,7 @@ void evict_queue_word(struct fm_evict_region *r, uint32_t page, uint64_t w)
 		if (w & FM_F_STORED)
 			fm_queue_push(r->deletes, page);
 	} else if (fm_word_state(w) != FM_REMOTE && fm_word_state(w) != FM_LOST) {
-		fm_queue_push(r->queue, page);
+		fm_victims_push(r->victims, page);
 	}
 }
 
@@ -75,14 +86,15 @@ void fm_evict_sweep(struct fm_evictor *e, struct fm_evict_region *r)
 
 int fm_evict_begin(struct fm_evictor *e, struct fm_evict_region *r)
 {
-	r->queue = fm_queue_new(r->map.pages);
+	r->victims = fm_victims_new(r->map.pages);
 	r->deletes = fm_queue_new(r->map.pages);
 	r->grace = fm_grace_new(r->map.pages);
-	if (!r->queue || !r->deletes || !r->grace) {
-		fm_queue_free(r->queue);
+	if (!r->victims || !r->deletes || !r->grace) {
+		fm_victims_free(r->victims);
 		fm_queue_free(r->deletes);
 		fm_grace_free(r->grace);
-		r->queue = r->deletes = NULL;
+		r->victims = NULL;
+		r->deletes = NULL;
 		r->grace = NULL;
 		return -ENOMEM;
 	}
@@ -95,6 +107,7 @@ int fm_evict_begin(struct fm_evictor *e, struct fm_evict_region *r)
 				      memory_order_release);
 	}
 	atomic_store(&r->map.hdr->cooling, 0);
+	tell_time(e, r);
 	fm_evict_sweep(e, r);
 	return 0;
 }
@@ -105,7 +118,7 @@ void fm_evict_end(struct fm_evictor *e, struct fm_evict_region *r)
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		close(r->uffd[i].fd);
 	close(r->memfd);
-	fm_queue_free(r->queue);
+	fm_victims_free(r->victims);
 	fm_queue_free(r->deletes);
 	fm_grace_free(r->grace);
 	fm_shmfile_region_unmap(&r->map);
@@ -150,6 +163,7 @@ void fm_evict_drain(struct fm_evictor *e, struct fm_evict_region *r)
 {
 	bool lost = false;
 
+	tell_time(e, r);
 	for (unsigned i = 0; i < r->map.nshards; i++) {
 		struct fm_shard_shm *s = &r->map.shards[i];
 		uint32_t head = atomic_load_explicit(&s->ring_head, memory_order_acquire);
@@ -222,12 +236,12 @@ bool evict_is_discarded(const struct fm_shard_shm *m, uint32_t page)
  */
 static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_t epoch)
 {
-	uint64_t look = fm_queue_count(r->queue);
+	uint64_t look = fm_victims_count(r->victims);
 	unsigned kept = 0;
 	uint32_t page;
 
 	b->n = b->failed = 0;
-	while (b->n < n && look-- && fm_queue_pop(r->queue, &page))
+	while (b->n < n && look-- && fm_victims_pop(r->victims, &page))
 		b->v[b->n++] = (struct victim){.page = page, .shard = evict_shard_of(r, page)};
 	qsort(b->v, b->n, sizeof b->v[0], by_page);
 	for (unsigned i = 0; i < b->n; i++) {
@@ -238,7 +252,7 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		if (fm_grace_has(r->grace, v.page))
 			continue;
 		if (evict_is_discarded(&r->map.shards[v.shard], v.page)) {
-			fm_queue_push(r->queue, v.page);
+			fm_victims_push(r->victims, v.page);
 			b->failed++;
 			continue;
 		}
@@ -269,7 +283,7 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		if (v.ours)
 			b->v[kept++] = v;
 		else if (fm_word_state(w) == FM_BUSY)
-			fm_queue_push(r->queue, v.page); /* a shard has it for a moment */
+			fm_victims_push(r->victims, v.page); /* a shard has it for a moment */
 	}
 	if (kept < FM_EVICT_HALF)
 		atomic_store(&r->map.hdr->evict_inflight[b->half * FM_EVICT_HALF + kept], 0);
@@ -281,7 +295,7 @@ static void give_back(struct fm_evict_region *r, struct batch *b, struct victim 
 {
 	if (!fm_page_cas(&r->map.words[v->page], v->w, fm_word_to(v->w, FM_DIRTY, 0, 0)))
 		fm_bump(&r->map.hdr->evict.cancelled, 1);
-	fm_queue_push(r->queue, v->page);
+	fm_victims_push(r->victims, v->page);
 	v->ours = false;
 	b->failed++;
 }
@@ -395,14 +409,14 @@ static void begin_grace(struct fm_evict_region *r, const struct batch *b, struct
 	v->ours = false;
 	if (!fm_page_cas(&r->map.words[v->page], v->w, p.word)) {
 		fm_bump(&r->map.hdr->evict.cancelled, 1);
-		fm_queue_push(r->queue, v->page);
+		fm_victims_used(r->victims, v->page);
 		return;
 	}
 	FM_CRASH_POINT("grace-published");
 	v->cooling = true;
 	/* Without a record it is written back once more. */
 	if (fm_grace_push(r->grace, &p))
-		fm_queue_push(r->queue, v->page);
+		fm_victims_push(r->victims, v->page);
 }
 
 /* WRITEBACK -> DROPPING, unless a write took the page back. */
@@ -424,7 +438,7 @@ static void stored(struct fm_evict_region *r, const struct batch *b, struct vict
 	} else {
 		v->ours = false;
 		fm_bump(&r->map.hdr->evict.cancelled, 1);
-		fm_queue_push(r->queue, v->page);
+		fm_victims_used(r->victims, v->page);
 	}
 }
 
@@ -574,6 +588,7 @@ static unsigned finish(struct fm_evict_region *r, struct batch *b)
 		if (empty && (nw & FM_F_STORED))
 			fm_queue_push(r->deletes, v->page);
 		FM_CRASH_POINT("leave-woken");
+		fm_victims_left(r->victims, v->page);
 		left++;
 		remote += !empty;
 		zero += v->zero;
@@ -605,6 +620,9 @@ unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct bat
 
 	punch(r, b);
 	left = finish(r, b);
+	e->evictions += left;
+	r->evictions += left;
+	tell_time(e, r);
 	if (left)
 		make_room(e, r, left);
 	atomic_store(&r->map.hdr->cooling, fm_grace_count(r->grace));

@@ -18,6 +18,7 @@
 #include "shmfile.h"
 #include "store.h"
 #include "uffd.h"
+#include "victims.h"
 
 #define FM_EVICT_MOST 512
 
@@ -26,6 +27,7 @@ struct fm_evictor {
 	struct fm_daemon_shm *daemon;
 	struct fm_store *store;
 	unsigned char *buf; /* FM_EVICT_BATCH pages, page-aligned */
+	uint64_t evictions; /* of all regions since it began: the time that victims.h goes by */
 };
 
 /* The evictor's view of one region. */
@@ -33,9 +35,10 @@ struct fm_evict_region {
 	struct fm_region_map map; /* with words, writable */
 	int memfd;
 	struct fm_uffd uffd[FM_MAX_SHARDS];
-	struct fm_queue *queue;   /* resident pages, oldest first */
+	struct fm_victims *victims; /* resident pages that may leave */
 	struct fm_queue *deletes; /* EMPTY pages whose store copy is to be deleted */
 	struct fm_grace *grace;   /* pages that were written back and are still here */
+	uint64_t evictions;       /* since it began */
 	uint32_t lost_seen[FM_MAX_SHARDS]; /* ring_lost as last seen */
 	bool gone;                 /* the client's memory is gone: leave it alone */
 	bool draining;             /* see struct fm_view */

@@ -25,13 +25,23 @@ static bool untouched(struct fm_evict_region *r, const struct fm_grace_page *p)
 	return !((atomic_load(&r->map.words[p->page]) ^ p->word) & ~COPY_BITS);
 }
 
+/* Written, or discarded, since it was written back. */
+static void touched(struct fm_evict_region *r, uint32_t page)
+{
+	uint64_t w = atomic_load(&r->map.words[page]);
+
+	if (fm_word_is_resident(w))
+		fm_victims_used(r->victims, page);
+	evict_queue_word(r, page, w);
+}
+
 static bool keep(void *arg, const struct fm_grace_page *p)
 {
 	struct fm_evict_region *r = arg;
 
 	if (untouched(r, p))
 		return true;
-	evict_queue_word(r, p->page, atomic_load(&r->map.words[p->page]));
+	touched(r, p->page);
 	return false;
 }
 
@@ -57,9 +67,9 @@ static unsigned due(struct fm_evict_region *r, struct fm_grace_page *p, unsigned
 	while (k < n && (first = fm_grace_first(r->grace)) && first->due_ns <= now) {
 		fm_grace_pop(r->grace, &p[k]);
 		if (!untouched(r, &p[k]))
-			evict_queue_word(r, p[k].page, atomic_load(&r->map.words[p[k].page]));
+			touched(r, p[k].page);
 		else if (evict_is_discarded(&r->map.shards[evict_shard_of(r, p[k].page)], p[k].page))
-			fm_queue_push(r->queue, p[k].page);
+			fm_victims_push(r->victims, p[k].page);
 		else
 			k++;
 	}
@@ -95,20 +105,20 @@ static void decide(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 	FM_CRASH_POINT("due-named");
 	/* Compared while it is write-protected and nobody's: a write by its client from here on changes the word first. */
 	if ((w ^ p->word) & ~COPY_BITS) {
-		evict_queue_word(r, p->page, w);
+		touched(r, p->page);
 		return;
 	}
 	if (!same(e, r, p)) {
 		/* Or a discard, noted since then, has punched it. */
 		if (fm_page_cas(word, w, fm_word_to(w, FM_DIRTY, FM_F_ZERO, 0)) && !evict_is_discarded(&r->map.shards[v.shard], p->page))
 			fm_bump(&r->map.hdr->evict.late_writes, 1);
-		fm_queue_push(r->queue, p->page);
+		fm_victims_push(r->victims, p->page);
 		return;
 	}
 	FM_CRASH_POINT("due-compared");
 	nw = fm_word_to(w, FM_DROPPING, 0, 0);
 	if (!fm_page_cas(word, w, nw)) {
-		fm_queue_push(r->queue, p->page);
+		fm_victims_push(r->victims, p->page);
 		return;
 	}
 	FM_CRASH_POINT("due-owned");

@@ -29,6 +29,12 @@ struct fm_marks fm_policy_marks(uint64_t limit)
 	return m;
 }
 
+/* Of two regions that could give: does a before b? The older page leaves, wherever it is, as if all were one region. */
+static bool gives_before(const struct fm_view *a, const struct fm_view *b)
+{
+	return a->age != b->age ? a->age > b->age : a->resident > b->resident;
+}
+
 int fm_policy_pick(const struct fm_view *v, unsigned n, uint64_t total, uint64_t limit, bool draining, uint64_t *take)
 {
 	struct fm_marks g = fm_policy_marks(limit);
@@ -48,7 +54,7 @@ int fm_policy_pick(const struct fm_view *v, unsigned n, uint64_t total, uint64_t
 	if (limit == FM_LIMIT_NONE || total <= (draining ? g.low : g.high))
 		return -1;
 	for (unsigned i = 0; i < n; i++)
-		if (v[i].queued && !v[i].stalled && v[i].resident && (best < 0 || v[i].resident > v[best].resident))
+		if (v[i].queued && !v[i].stalled && v[i].resident && (best < 0 || gives_before(&v[i], &v[best])))
 			best = (int)i;
 	if (best >= 0)
 		*take = total - g.low;

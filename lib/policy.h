@@ -1,7 +1,7 @@
 /*
  * Which pages leave: policy apart from mechanism. Nothing here looks at a page, a descriptor or a clock.
  *
- * First policy: pages leave a region in the order in which they came (FIFO); regions give in turn, the largest first.
+ * Here: how much leaves, and which region gives. Which of its pages: victims.h.
  */
 #ifndef FM_POLICY_H
 #define FM_POLICY_H
@@ -25,6 +25,7 @@ struct fm_view {
 	uint64_t resident; /* pages */
 	uint64_t limit;    /* its own budget; 0 none */
 	uint64_t queued;   /* pages that could leave */
+	uint64_t age;      /* of the next to leave: fm_victims_age() */
 	bool draining;     /* has passed its own high mark and not reached its low one */
 	bool stalled;      /* nothing of it can leave now */
 };

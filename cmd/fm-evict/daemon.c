@@ -303,7 +303,7 @@ static bool do_tasks(struct evictord *d, uint64_t now, bool *moved)
 			continue;
 		}
 		if (s && can_evict(s)) {
-			if (fm_queue_count(s->r.queue) < want && t->idle && now > s->r.swept_ns + 20000000)
+			if (fm_victims_count(s->r.victims) < want && t->idle && now > s->r.swept_ns + 20000000)
 				fm_evict_sweep(&d->evictor, &s->r);
 			n = evict_some(d, s, want);
 		}
@@ -423,7 +423,8 @@ static void look_starts(struct evictord *d, uint64_t now, uint64_t global, uint6
 		d->starts[i++] = (struct fm_view){
 		    .resident = resident,
 		    .limit = limit,
-		    .queued = fm_queue_count(s->r.queue),
+		    .queued = fm_victims_count(s->r.victims),
+		    .age = fm_victims_age(s->r.victims),
 		    .draining = s->starting,
 		    .stalled = stalled(s, now),
 		};
@@ -468,7 +469,7 @@ static struct slot *nth(struct evictord *d, int n)
 static void sweep_some(struct evictord *d, uint64_t now)
 {
 	for (struct slot *s = d->slots; s; s = s->next)
-		if (can_evict(s) && !fm_queue_count(s->r.queue) && fm_ld(&s->r.map.hdr->resident) > fm_grace_count(s->r.grace) &&
+		if (can_evict(s) && !fm_victims_count(s->r.victims) && fm_ld(&s->r.map.hdr->resident) > fm_grace_count(s->r.grace) &&
 		    now > s->r.swept_ns + 50000000)
 			fm_evict_sweep(&d->evictor, &s->r);
 }

@@ -53,6 +53,18 @@ static void test_pick(void)
 	v[0].stalled = true;
 	is_u64(fm_policy_pick(v, 3, 2000, 1000, true, &take), -1, "nobody can give");
 
+	/* The age of its next page decides before its size does. */
+	v[0].stalled = v[1].stalled = false;
+	v[2].queued = 500;
+	v[0].age = 7;
+	is_u64(fm_policy_pick(v, 3, 2000, 1000, true, &take), 0, "the region whose page is the oldest gives, however small it is");
+	v[2].age = 8;
+	is_u64(fm_policy_pick(v, 3, 2000, 1000, true, &take), 2, "an older one goes before it");
+	v[2].stalled = true;
+	is_u64(fm_policy_pick(v, 3, 2000, 1000, true, &take), 0, "unless stalled");
+	v[2].queued = 0;
+	v[0].age = v[2].age = 0;
+
 	/* A region above its own budget comes first, even when the host has room. */
 	v[0] = (struct fm_view){.resident = 60, .queued = 60, .limit = 64};
 	v[1].stalled = false;
