@@ -45,8 +45,8 @@ struct fm_registry_news {
 	const char *members;  /* its data, NUL-terminated, valid until the next poll; NULL: no such znode */
 	int members_version;  /* version of the znode */
 	bool oldest_changed;  /* see fm_registry_follow() */
-	uint64_t oldest;      /* no host has pages by an older membership epoch; 0 unknown */
-	uint64_t behind;      /* a host that has pages by that one; 0 none has any */
+	uint64_t oldest;      /* no host has pages by an older membership epoch; at most the epoch of then; 0 unknown */
+	uint64_t behind;      /* a host that has pages by that one; 0: none is behind the membership */
 	char why[FM_REGISTRY_WHY]; /* away: the reason; else "" */
 };
 
@@ -112,7 +112,7 @@ void fm_registry_claim_done(struct fm_registry *r, const struct fm_registry_clai
 /*
  * Make a change of the store's membership, from whatever it is by then: read, changed and written in one version step, and tried again
  * when another host was faster. Waits at most deadline_ms; 0: does not wait, and the result is not known. Returns 0 (done, or there was
- * nothing to do), or -errno with one line in why (FM_REGISTRY_WHY bytes): those of fm_members_change(); -ESTALE (no host has published one
+ * nothing to do; the next fm_registry_poll() tells the membership that holds now, unless the connection broke just then), or -errno with one line in why (FM_REGISTRY_WHY bytes): those of fm_members_change(); -ESTALE (no host has published one
  * yet), -EPROTO (what stands there is not one), -EIO (ZooKeeper refused); -EAGAIN (away, or not within deadline_ms: it may have been
  * done, and may be asked for again), -ENOMEM.
  */

@@ -111,17 +111,24 @@ static int write_members(struct fm_registry *r, const struct fm_members *m, int 
 	return rc;
 }
 
+/* 0: there is none. */
+static int read_epoch(struct fm_registry *r, uint64_t *epoch)
+{
+	struct Stat stat;
+	int len, rc = fm_registry_get(r, EPOCH, &len, &stat);
+
+	*epoch = rc == ZOK ? strtoull(r->data, NULL, 10) : 0;
+	return rc == ZNONODE ? ZOK : rc;
+}
+
 /* The membership to be when there is none. */
 static int first_members(struct fm_registry *r, const struct fm_members *publish, struct fm_members *m)
 {
-	struct Stat stat;
-	uint64_t known = 0;
-	int len, rc = fm_registry_get(r, EPOCH, &len, &stat);
+	uint64_t known;
+	int rc = read_epoch(r, &known);
 
-	if (rc != ZOK && rc != ZNONODE)
+	if (rc != ZOK)
 		return rc;
-	if (rc == ZOK)
-		known = strtoull(r->data, NULL, 10);
 	*m = *publish;
 	if (m->epoch <= known && known < UINT64_MAX / 2)
 		m->epoch = known + 1;
@@ -171,6 +178,9 @@ int fm_registry_order_members(struct fm_registry *r, struct fm_order *o)
 
 		o->result = 0;
 		rc = try_members(r, o);
+		/* Who asked finds the change among the news, without waiting for the watch. */
+		if (rc == ZOK && o->result == 0)
+			fm_registry_read_members(r);
 		if (rc == ZOK || fm_registry_is_away(rc))
 			return rc;
 		if (rc != ZBADVERSION && rc != ZNODEEXISTS && rc != ZNONODE) {
@@ -352,10 +362,13 @@ static int look_at_records(struct fm_registry *r, const uint64_t *ids, size_t n,
 
 int fm_registry_look_settled(struct fm_registry *r)
 {
-	uint64_t *hosts = NULL, *regions = NULL, oldest = UINT64_MAX, behind = 0;
+	uint64_t *hosts = NULL, *regions = NULL, oldest, behind = 0;
 	size_t nhosts = 0, nregions = 0;
-	int rc = fm_registry_list(r, "/fm/hosts", &hosts, &nhosts);
+	/* First: what is drained after this has a greater epoch, and is not meant by what is found. */
+	int rc = read_epoch(r, &oldest);
 
+	if (rc == ZOK)
+		rc = fm_registry_list(r, "/fm/hosts", &hosts, &nhosts);
 	if (rc == ZOK)
 		rc = look_at_hosts(r, hosts, nhosts, &oldest, &behind);
 	if (rc == ZOK)

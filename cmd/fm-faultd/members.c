@@ -22,7 +22,8 @@
 #include "registry.h"
 
 #define CHANGE_MS 2000          /* a change waits for the registry no longer than that; nor does the main loop */
-#define AGAIN_NS  10000000000u  /* for what did not work: a name that was not resolved, a membership that was not published */
+#define AGAIN_NS  10000000000u  /* a membership that was not published is published again */
+#define NAMES_NS  60000000000u  /* a name that was not resolved is looked up again: it may hold up the main loop for seconds */
 
 bool members_wanted(const struct faultd *d)
 {
@@ -83,7 +84,7 @@ static void apply(struct faultd *d)
 	char why[FM_STORE_WHY] = "";
 	unsigned missing = fm_store_memcached_apply(&d->daemon->cluster, &m->now, why);
 
-	m->again_ns = missing ? fm_now_ns() + AGAIN_NS : 0;
+	m->again_ns = missing ? fm_now_ns() + NAMES_NS : 0;
 	if (missing && !m->incomplete)
 		fm_warn("registry: %u server%s of the store cannot be used here: %s", missing, missing == 1 ? "" : "s", why);
 	m->incomplete = missing != 0;
@@ -107,10 +108,14 @@ static void show_change(const struct fm_members *was, const struct fm_members *n
 }
 
 /* Anybody may take a drained server off the list that no host has pages on. */
-static void let_leave(struct faultd *d, uint64_t oldest)
+static void let_leave(struct faultd *d)
 {
 	const struct fm_members *m = &d->membership.now;
+	uint64_t oldest = atomic_load(&d->daemon->registry.oldest);
 	char why[FM_REGISTRY_WHY];
+
+	if (!fm_registry_here(d->registry))
+		return; /* an order that nobody waits for is kept: one is enough */
 
 	for (unsigned i = 0; i < m->n; i++) {
 		struct fm_members_change c = {.op = FM_MEMBERS_LEAVE, .settled = oldest};
@@ -165,9 +170,9 @@ void members_news(struct faultd *d, const struct fm_registry_news *n)
 		}
 	}
 	if (n->oldest_changed) {
-		atomic_store(&d->daemon->registry.oldest, n->oldest == UINT64_MAX ? 0 : n->oldest);
+		atomic_store(&d->daemon->registry.oldest, n->oldest);
 		atomic_store(&d->daemon->registry.behind, n->behind);
-		let_leave(d, n->oldest);
+		let_leave(d);
 	}
 }
 
@@ -241,6 +246,7 @@ void members_tick(struct faultd *d)
 		apply(d);
 	publish(d);
 	settle(d);
+	let_leave(d);
 }
 
 /* --- the beginning */
@@ -268,7 +274,7 @@ static bool is_member(const struct fm_members *m, const char *address)
 	return fm_members_find(m, address) >= 0;
 }
 
-/* With a registry: change it there. Nothing is changed here: what comes back by the watch is. */
+/* With a registry: change it there. Nothing is changed here but by the news of it. */
 static void change_in_registry(struct faultd *d, struct conn *c, struct fm_members_change *change)
 {
 	char why[FM_STORE_WHY];
@@ -278,7 +284,12 @@ static void change_in_registry(struct faultd *d, struct conn *c, struct fm_membe
 		e = fm_store_memcached_probe(d->store, change->address, why);
 	if (e == 0)
 		e = fm_registry_members_change(d->registry, change, CHANGE_MS, why);
-	if (e == -EAGAIN)
+	if (e == 0)
+		registry_news(d); /* what was changed */
+	if (e == 0 && fm_cluster_find(&d->daemon->cluster, change->address) < 0)
+		conn_error(c, ENOENT, "%.100s: is %s in the registry, but goes by no such name here: other hosts' fm-stat stores tells more",
+			   change->address, change->op == FM_MEMBERS_ADD ? "a member" : "drained");
+	else if (e == -EAGAIN)
 		conn_error(c, EAGAIN, "%.100s: the registry is away: not changed, as far as is known; try again when it is back", change->address);
 	else if (e)
 		conn_error(c, -e, "%s", why);
