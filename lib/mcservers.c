@@ -329,6 +329,14 @@ int fm_mc_servers_probe(struct fm_mc_servers *s, const char *address, char *why)
 	return e;
 }
 
+bool fm_mc_server_same(const struct fm_mc_server *a, const struct fm_mc_server *b)
+{
+	const struct fm_server_shm *x = fm_mc_server_shm(a), *y = fm_mc_server_shm(b);
+	uint64_t pid = atomic_load(&x->pid), start = atomic_load(&x->start_s), other = atomic_load(&y->start_s);
+
+	return pid && pid == atomic_load(&y->pid) && (start > other ? start - other : other - start) <= START_APART;
+}
+
 /* --- up, down, dead */
 
 bool fm_mc_server_dead(const struct fm_mc_server *v)

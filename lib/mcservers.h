@@ -79,6 +79,9 @@ static inline struct fm_server_shm *fm_mc_server_shm(const struct fm_mc_server *
 /* fm_mc_greeter: is the server behind a new connection of ours fit? Leaves the reason in refusal when not. */
 int fm_mc_server_greet(void *arg, struct fm_mc_conn *c);
 
+/* May the two be one process under two names, by what they said of themselves? */
+bool fm_mc_server_same(const struct fm_mc_server *a, const struct fm_mc_server *b);
+
 /* Has it refused connections for so long that no process has its address, and what was in its memory is gone? */
 bool fm_mc_server_dead(const struct fm_mc_server *v);
 

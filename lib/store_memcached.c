@@ -449,6 +449,18 @@ static void on_delete(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, c
 		settle(s, v, reply == FM_MC_DELETED || reply == FM_MC_NOT_FOUND ? GOOD : UNKNOWN);
 }
 
+/*
+ * Is v one of the servers that a moved page stays on? Under whatever name: what is deleted by the one name of a process is gone by the
+ * other. Two processes may be taken for one (containers); then a copy is left behind.
+ */
+static bool is_kept(const struct mc_store *s, const struct fm_mc_server *v, const uint8_t *keep, unsigned kept)
+{
+	for (unsigned i = 0; i < kept; i++)
+		if (v == &s->servers.server[keep[i]] || fm_mc_server_same(v, &s->servers.server[keep[i]]))
+			return true;
+	return false;
+}
+
 /* Delete copies of request i with that generation from its servers of that epoch, but not from those of the epoch *but (NULL: all). The reply counts in run() like any other. */
 static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_t gen, uint32_t epoch, const uint32_t *but)
 {
@@ -463,7 +475,7 @@ static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_
 	for (unsigned c = 0; c < copies; c++) {
 		struct fm_mc_server *v = &s->servers.server[place[c]];
 
-		if (memchr(keep, place[c], kept)) {
+		if (is_kept(s, v, keep, kept)) {
 			set_outcome(s, i, v, GOOD);
 			continue;
 		}

@@ -274,6 +274,14 @@ static bool is_member(const struct fm_members *m, const char *address)
 	return fm_members_find(m, address) >= 0;
 }
 
+static bool has_left(const struct faultd *d, const char *address)
+{
+	const struct fm_cluster_shm *c = &d->daemon->cluster;
+	int slot = fm_cluster_find(c, address);
+
+	return slot >= 0 && atomic_load(&c->server[slot].role) == FM_SERVER_LEFT;
+}
+
 /* With a registry: change it there. Nothing is changed here but by the news of it. */
 static void change_in_registry(struct faultd *d, struct conn *c, struct fm_members_change *change)
 {
@@ -284,6 +292,9 @@ static void change_in_registry(struct faultd *d, struct conn *c, struct fm_membe
 		e = fm_store_memcached_probe(d->store, change->address, why);
 	if (e == 0)
 		e = fm_registry_members_change(d->registry, change, CHANGE_MS, why);
+	/* Once more, after it has left: as asked. */
+	if (e == -ENOENT && change->op == FM_MEMBERS_DRAIN && has_left(d, change->address))
+		e = 0;
 	if (e == 0)
 		registry_news(d); /* what was changed */
 	if (e == 0 && fm_cluster_find(&d->daemon->cluster, change->address) < 0)

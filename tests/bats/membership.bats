@@ -113,6 +113,8 @@ one_line() {
 	# Drained and gone; a later host whose --store still names it does without.
 	timeout 60 "$FM_BIN/fm-evict" --drain-server "${MC_AT[a]}"
 	no_line a
+	# Asked again, it is done already.
+	timeout 60 "$FM_BIN/fm-evict" --drain-server "${MC_AT[a]}"
 	wait_for 20 says "/fm/regions/$id" "epoch=$(epoch)"
 	mc_kill a
 	stop_second_host
@@ -304,5 +306,26 @@ remote() {
 	faultd_said "region $id: collected: [1-9]"
 	mcctl dump "$FM_TMP/dump" "${MC_AT[a]}"
 	run ! grep -qa "fm$id" "$FM_TMP/dump"
+	stop_second_host
+}
+
+@test "a registry that knows the only server by another name: its pages are moved to where they are, and none is deleted" {
+	zk_start z
+	mc_start a
+	start_faultd -v --store "memcached:${MC_AT[a]}" --local 256p
+	lost_start one --size $((8 << 20))
+	lost_say one 30 fill
+	# Two paths: no address tells that they are one.
+	ln -s "${MC_AT[a]}" "$FM_TMP/alias.sock"
+	second_host --store "memcached:$FM_TMP/alias.sock" --registry "$(zk_uri z)"
+	kill -KILL "$FAULTD_PID"
+	wait "$FAULTD_PID" || true
+	start_faultd -v --store "memcached:${MC_AT[a]}" --local 256p --registry "$(zk_uri z)"
+	wait_for 60 goes_by "$FM_RUN_DIR" 1
+	lacks "$FM_RUN_DIR" a
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	lost_end one
+	stop_faultd
 	stop_second_host
 }
