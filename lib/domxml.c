@@ -137,6 +137,18 @@ static void add_cell(struct parser *p, const char **attributes)
 	p->d->cell_private |= access && !strcmp(access, "private");
 }
 
+/* formatdomain.html: vhost-user interfaces and disks, virtiofs. */
+static bool is_vhost_user(const char *path, const char **attributes)
+{
+	const char *type = attribute(attributes, "type");
+
+	if (!type)
+		return false;
+	if (!strcmp(path, "domain/devices/interface") || !strcmp(path, "domain/devices/disk"))
+		return !strcmp(type, "vhostuser");
+	return !strcmp(path, "domain/devices/filesystem/driver") && !strcmp(type, "virtiofs");
+}
+
 /* What an element's start tells by its attributes. */
 static void element(struct parser *p, const char **attributes)
 {
@@ -145,6 +157,7 @@ static void element(struct parser *p, const char **attributes)
 	const char *path = p->path, *text;
 	uint64_t v;
 
+	d->vhost_user |= is_vhost_user(path, attributes);
 	if (!strcmp(path, "domain")) {
 		d->running = attribute(attributes, "id") != NULL;
 	} else if (!strcmp(path, "domain/maxMemory")) {

@@ -41,6 +41,7 @@ struct fm_domxml {
 	unsigned ncells;           /* NUMA cells */
 	uint64_t cell_bytes;       /* memory of all of them */
 	bool cell_private;         /* some cell has memAccess='private' */
+	bool vhost_user;           /* some device is served by another process that maps the memory */
 	struct fm_domxml_memory *memory; /* nmemory devices */
 	size_t nmemory;
 };

@@ -361,13 +361,13 @@ static int connect_until(int fd, const struct sockaddr_un *sa, int64_t deadline)
 	return 0;
 }
 
-int fm_qmp_open(const char *path, unsigned timeout_ms, struct fm_qmp **q, char *why)
+int fm_qmp_connect(const char *path, unsigned timeout_ms, int *out, char *why)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
 	struct stat st;
 	int fd, r;
 
-	*q = NULL;
+	*out = -1;
 	if (strlen(path) >= sizeof sa.sun_path) {
 		snprintf(why, FM_QMP_WHY, "a socket's path has at most %zu bytes", sizeof sa.sun_path - 1);
 		return -ENAMETOOLONG;
@@ -379,8 +379,10 @@ int fm_qmp_open(const char *path, unsigned timeout_ms, struct fm_qmp **q, char *
 	}
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	r = fd < 0 ? -errno : connect_until(fd, &sa, now_ms() + timeout_ms);
-	if (r == 0)
-		return fm_qmp_open_fd(fd, timeout_ms, q, why);
+	if (r == 0) {
+		*out = fd;
+		return 0;
+	}
 	if (fd >= 0)
 		close(fd);
 	snprintf(why, FM_QMP_WHY, "%s",
@@ -388,6 +390,14 @@ int fm_qmp_open(const char *path, unsigned timeout_ms, struct fm_qmp **q, char *
 		 : r == -ETIMEDOUT  ? "cannot connect: QEMU serves one QMP client at a time, and others wait on this socket"
 				    : strerror(-r));
 	return r;
+}
+
+int fm_qmp_open(const char *path, unsigned timeout_ms, struct fm_qmp **q, char *why)
+{
+	int fd, r = fm_qmp_connect(path, timeout_ms, &fd, why);
+
+	*q = NULL;
+	return r ? r : fm_qmp_open_fd(fd, timeout_ms, q, why);
 }
 
 void fm_qmp_close(struct fm_qmp *q)

@@ -51,6 +51,9 @@ struct fm_qmp;
  */
 int fm_qmp_open(const char *path, unsigned timeout_ms, struct fm_qmp **q, char *why);
 
+/* The first half of fm_qmp_open(): connect alone. *fd: for fm_qmp_open_fd(). Returns and why as there. */
+int fm_qmp_connect(const char *path, unsigned timeout_ms, int *fd, char *why);
+
 /* As fm_qmp_open() on a connected socket, which it takes over in every case. */
 int fm_qmp_open_fd(int fd, unsigned timeout_ms, struct fm_qmp **q, char *why);
 

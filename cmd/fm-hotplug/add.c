@@ -107,32 +107,13 @@ static int check_room(struct add *a, const struct device *d, size_t nd)
 	return FM_EXIT_OK;
 }
 
-static int check_status(struct vm *vm)
-{
-	json_t *result = NULL;
-	const char *status;
-	int r = vm_call(vm, "query-status", "query-status", NULL, &result);
-
-	if (r)
-		return r;
-	status = json_string_value(json_object_get(result, "status"));
-	if (status && !strcmp(status, "inmigrate")) {
-		fm_warn("%s: the VM waits for an incoming migration: try again when that has ended", vm->arg);
-		r = FM_EXIT_FAILED;
-	}
-	json_decref(result);
-	return r;
-}
-
 /* Everything that can be refused before the VM is changed. */
 static int check(struct add *a)
 {
 	struct device *d;
 	size_t nd;
-	int r = check_status(&a->vm);
+	int r = memory_check_vm(&a->vm);
 
-	if (!r)
-		r = memory_check_vm(&a->vm);
 	if (!r)
 		r = vm_devices(&a->vm, &d, &nd);
 	if (r)

@@ -351,6 +351,24 @@ int domain_human(struct vm *vm, const char *line, char **text)
 
 /* --- changes --- */
 
+int domain_check_status(struct vm *vm)
+{
+	const char *const args[] = {"domstate", vm->domain->option, "--reason", NULL};
+	char why[VIRSH_WHY], *text;
+	bool incoming;
+
+	if (virsh(args, NULL, &text, why, VIRSH_MS)) {
+		fm_warn("%s: %s", vm->arg, why);
+		return FM_EXIT_PEER;
+	}
+	incoming = !strncmp(text, "paused (migrat", 14);
+	free(text);
+	if (!incoming)
+		return FM_EXIT_OK;
+	fm_warn("%s: the domain is being migrated: try again when that has ended", vm->arg);
+	return FM_EXIT_FAILED;
+}
+
 int domain_attach_device(struct vm *vm, const char *xml)
 {
 	const char *const args[] = {"attach-device", vm->domain->option, "/dev/stdin", "--live", NULL};

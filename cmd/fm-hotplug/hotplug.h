@@ -49,10 +49,11 @@ void vm_close(struct vm *vm);
 char *vm_cmdline(int pid, size_t *len);
 /* A line for QEMU's human monitor. *text: its output, to be freed. Says what failed. */
 int vm_human(struct vm *vm, const char *line, char **text);
-/* Has its command line a virtio-gpu device with blob=on? */
-bool vm_has_blob(const struct vm *vm);
 /* fm_qmp_call() that says what failed: "VM: what: why". */
 int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, json_t **result);
+
+/* Refuse a VM that waits for an incoming migration: QEMU itself registers its memory then, or writes where it was discarded. */
+int vm_check_status(struct vm *vm);
 
 /* A memory backend (query-memdev). */
 struct backend {
@@ -105,6 +106,8 @@ int domain_backends(struct vm *vm, struct backend **list, size_t *n);
 int domain_devices(struct vm *vm, struct device **list, size_t *n);
 /* As vm_human(): it taints the domain, and says so. */
 int domain_human(struct vm *vm, const char *line, char **text);
+/* As vm_check_status(). */
+int domain_check_status(struct vm *vm);
 int domain_attach_device(struct vm *vm, const char *xml);
 /*
  * Ask the guest to give the device back and wait for that. When it does not: FM_EXIT_FAILED and *why_not, libvirt's words ("": it
@@ -115,6 +118,14 @@ int domain_unplug(struct vm *vm, const char *id, unsigned timeout_ms, const char
 int domain_resize(struct vm *vm, const char *id, uint64_t bytes);
 /* fm-hotplug DOMAIN SIZE, with signals blocked and fm-faultd connected. */
 int domain_add(const struct options *o, struct vm *vm, int ctl);
+
+/* --- devices.c: devices that forbid far memory --- */
+
+struct forbidden {
+	const char *what, *why; /* for people */
+};
+/* *what: static, or NULL: it has none. */
+int vm_forbidden(struct vm *vm, const struct forbidden **what);
 
 /* --- memory.c: a backend's memory in the QEMU process --- */
 
@@ -136,7 +147,10 @@ int memory_find_new(struct vm *vm, uint64_t bytes, const struct fm_mapping *befo
 int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *far, int *file, int *remote);
 /* Does it consist of single pages? After far_attach(), by which it stays so. file: of memory_check(). */
 int memory_check_folios(struct vm *vm, const char *what, const struct memory *m, int file);
-/* Does something about this VM forbid far memory at all (VFIO, udmabuf; its memory is shared with another process)? */
+/*
+ * Does something about this VM forbid far memory at all (an incoming migration, a device; its memory is shared with another
+ * process)?
+ */
 int memory_check_vm(struct vm *vm);
 /* Shared memory of QEMU's backends by its maps alone, for a VM without QMP: an array of *n, to be freed. */
 int memory_list(struct vm *vm, struct memory **list, size_t *n);

@@ -1,5 +1,3 @@
-#include <ctype.h>
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +15,6 @@
 #define MEMFD_NAME "/memfd:memory-backend-memfd"
 #define FILE_MIN   (1u << 20) /* bytes: less is no memory-backend-file */
 #define FILE_NAME  "qemu_back_mem." /* memory-backend-file in a folder: util/mmap-alloc.c, softmmu/physmem.c */
-
-static const char blob[] = "virtio-gpu device with blob=on";
 
 static int maps(struct vm *vm, struct fm_mapping **list, size_t *n)
 {
@@ -303,37 +299,6 @@ int memory_check_folios(struct vm *vm, const char *what, const struct memory *m,
 	return refuse(vm, what, text);
 }
 
-/* What pins guest memory, or fills its holes, by the descriptors of the process; NULL: nothing. */
-static const char *pins_memory(int pid)
-{
-	static const char vfio[] = "VFIO or vDPA device";
-	static const struct {
-		const char *target, *what;
-	} kinds[] = {
-	    {"/dev/vfio/", vfio},      {"anon_inode:[vfio", vfio}, {"anon_inode:vfio", vfio},
-	    {"/dev/vhost-vdpa", vfio}, {"/dev/iommu", vfio},       {"/dev/udmabuf", blob},
-	};
-	char path[32], target[64];
-	const char *found = NULL;
-	struct dirent *e;
-	ssize_t n;
-	DIR *d;
-
-	snprintf(path, sizeof path, "/proc/%d/fd", pid);
-	d = opendir(path);
-	while (d && !found && (e = readdir(d))) {
-		if (!isdigit((unsigned char)e->d_name[0]) || (n = readlinkat(dirfd(d), e->d_name, target, sizeof target - 1)) < 0)
-			continue;
-		target[n] = '\0';
-		for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
-			if (!strncmp(target, kinds[i].target, strlen(kinds[i].target)))
-				found = kinds[i].what;
-	}
-	if (d)
-		closedir(d);
-	return found;
-}
-
 /* Files mapped shared that are no memory of a guest: devices, rings, memfds of other libraries. */
 static bool is_other_file(const char *name)
 {
@@ -389,12 +354,15 @@ int memory_check_vm(struct vm *vm)
 	char text[160];
 	size_t n;
 	int other = 0, r;
-	const char *pins = pins_memory(vm->pid);
+	const struct forbidden *device;
 
-	if (!pins && vm_has_blob(vm))
-		pins = blob;
-	if (pins)
-		return refuse(vm, pins, "it pins the guest's memory, which can then not be paged: remove it");
+	r = vm_check_status(vm);
+	if (!r)
+		r = vm_forbidden(vm, &device);
+	if (r)
+		return r;
+	if (device)
+		return refuse(vm, device->what, device->why);
 	r = memory_list(vm, &list, &n);
 	if (r)
 		return r;

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -58,7 +59,7 @@ static void say_domain(const char *arg, int pid)
 	if (!cmdline || !fm_qemu_option(cmdline, len, "name", "guest", name, sizeof name))
 		strcpy(name, "its name");
 	free(cmdline);
-	fm_warn("%s: its QMP socket belongs to libvirt: name the domain instead: fm-hotplug '%s' ...", arg, name);
+	fm_warn("%s: the QMP socket belongs to libvirt: name the domain instead: fm-hotplug '%s' ...", arg, name);
 }
 
 /* Find a QMP socket on the command line of vm->pid, and connect. */
@@ -96,64 +97,49 @@ static int open_by_pid(struct vm *vm, bool need_qmp)
 	return n ? FM_EXIT_PEER : FM_EXIT_FAILED;
 }
 
-/* Does the option list end with, or go on after, a value that means yes? */
-static bool says_yes(const char *value)
+/* Who listens at the other end; 0: not known. */
+static int listener(int fd)
 {
-	static const char *const yes[] = {"on", "yes", "true", "y"};
+	struct ucred peer = {.pid = 0};
+	socklen_t len = sizeof peer;
 
-	for (unsigned i = 0; i < sizeof yes / sizeof *yes; i++) {
-		size_t n = strlen(yes[i]);
-
-		if (!strncmp(value, yes[i], n) && (value[n] == '\0' || value[n] == ','))
-			return true;
-	}
-	return false;
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 ? 0 : peer.pid;
 }
 
-/* One argument: "virtio-gpu-pci,id=v,blob=on", or the same as a JSON object, as libvirt writes it. */
-static bool is_blob_device(const char *arg)
+/* Why nobody greets on a QMP socket that process pid listens on, if that can be told: false: it cannot. */
+static bool say_silent(const char *path, int pid)
 {
-	const char *blob;
-	json_t *json;
-	bool yes;
-
-	if (!strstr(arg, "-gpu") && !strstr(arg, "-vga"))
-		return false;
-	if (*arg == '{') {
-		json = json_loads(arg, 0, NULL);
-		yes = json_is_true(json_object_get(json, "blob"));
-		json_decref(json);
-		return yes;
-	}
-	blob = strstr(arg, ",blob=");
-	return blob && says_yes(blob + strlen(",blob="));
-}
-
-bool vm_has_blob(const struct vm *vm)
-{
+	char paths[PATHS][FM_QEMU_PATH];
+	int tracer = pid ? fm_attach_tracer(pid) : 0;
+	bool by_fd = false;
+	char *cmdline;
 	size_t len;
-	char *buf = vm_cmdline(vm->pid, &len);
-	bool found = false;
 
-	for (char *a = buf, *end; buf && a < buf + len && !found; a = end + 1) {
-		end = memchr(a, '\0', len - (size_t)(a - buf));
-		if (!end)
-			break;
-		found = is_blob_device(a);
+	if (tracer) {
+		fm_warn("%s: no greeting: process %d traces QEMU (a debugger or strace): end that first", path, tracer);
+		return true;
 	}
-	free(buf);
-	return found;
+	/* libvirt makes the socket, hands it to QEMU and keeps the one connection. */
+	cmdline = pid ? vm_cmdline(pid, &len) : NULL;
+	if (cmdline)
+		fm_qemu_qmp_paths(cmdline, len, paths, PATHS, &by_fd);
+	free(cmdline);
+	if (by_fd)
+		say_domain(path, pid);
+	return by_fd;
 }
 
 static int open_by_path(struct vm *vm)
 {
 	char why[FM_QMP_WHY];
-	int r = fm_qmp_open(vm->arg, GREETING_MS, &vm->qmp, why);
+	int pid = 0, fd, r = fm_qmp_connect(vm->arg, GREETING_MS, &fd, why);
 
-	if (r == -ETIMEDOUT && strstr(vm->arg, "/qemu/domain-")) {
-		fm_warn("%s: libvirt holds this socket: name the domain instead", vm->arg);
-		return FM_EXIT_PEER;
+	if (!r) {
+		pid = listener(fd);
+		r = fm_qmp_open_fd(fd, GREETING_MS, &vm->qmp, why);
 	}
+	if (r == -ETIMEDOUT && say_silent(vm->arg, pid))
+		return FM_EXIT_PEER;
 	if (r) {
 		fm_warn("%s: %s", vm->arg, why);
 		return FM_EXIT_PEER;
@@ -240,6 +226,28 @@ int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, 
 		return FM_EXIT_OK;
 	fm_warn("%s: %s: %s", vm->arg, what, fm_qmp_why(vm->qmp));
 	return r == -EREMOTEIO ? FM_EXIT_FAILED : FM_EXIT_PEER;
+}
+
+int vm_check_status(struct vm *vm)
+{
+	json_t *result = NULL;
+	const char *status;
+	int r;
+
+	if (vm->domain)
+		return domain_check_status(vm);
+	if (!vm->qmp)
+		return FM_EXIT_OK;
+	r = vm_call(vm, "query-status", "query-status", NULL, &result);
+	if (r)
+		return r;
+	status = json_string_value(json_object_get(result, "status"));
+	if (status && !strcmp(status, "inmigrate")) {
+		fm_warn("%s: the VM waits for an incoming migration: try again when that has ended", vm->arg);
+		r = FM_EXIT_FAILED;
+	}
+	json_decref(result);
+	return r;
 }
 
 static void copy_text(char *to, size_t cap, const json_t *json, const char *key)

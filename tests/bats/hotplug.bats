@@ -75,6 +75,26 @@ as_before() {
 	[ "$(footprint)" = "$before" ]
 }
 
+# A line for QEMU's human monitor; waits until it has been obeyed.
+hmp() {
+	python3 -c '
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(60)
+s.connect(sys.argv[1])
+def prompt():
+    got = b""
+    while not got.endswith(b"(qemu) "):
+        more = s.recv(4096)
+        assert more, got
+        got += more
+    return got
+prompt()
+s.sendall(sys.argv[2].encode() + b"\n")
+print(prompt().decode())
+' "$HMP" "$1" 3>&-
+}
+
 # A tmpfs of our own at $FM_TMP/huge, with huge pages by this policy.
 mount_huge() {
 	mkdir "$FM_TMP/huge"
@@ -319,6 +339,91 @@ print(n)
 	start_vm -incoming defer
 	hotplug 1 "$QMP" 128M
 	says 'incoming migration'
+	rm -f "$QMP"
+	start_vm "${SHARED[@]}" -incoming defer
+	hotplug 1 --attach "$QMP"
+	says 'incoming migration'
+	[ "$(regions)" = 0 ]
+}
+
+@test "a VM that is traced: by strace, by gdb" {
+	start_faultd
+	start_vm "${SHARED[@]}"
+	before=$(footprint)
+	traced() { grep -qE '^TracerPid:.*[1-9]' "/proc/$VM_PID/status"; }
+	for tracer in 'strace -o /dev/null -p' 'gdb --batch -ex shell\ sleep\ 60 -p'; do
+		requires "${tracer%% *}" || continue
+		eval "$tracer $VM_PID" > /dev/null 2>&1 3>&- < /dev/null &
+		track $!
+		wait_for 20 traced
+		tracer_pid=$(awk '$1 == "TracerPid:" { print $2 }' "/proc/$VM_PID/status")
+		# A debugger stops QEMU altogether: then nobody greets.
+		status=1
+		[[ $tracer != gdb* ]] || status=3
+		hotplug "$status" --attach "$QMP"
+		says "process $tracer_pid traces"
+		says '(a debugger or strace): end that first'
+		[[ $tracer == gdb* ]] || hotplug 1 "$QMP" 128M
+		says "process $tracer_pid traces"
+		wait_for 5 as_before
+		kill -KILL "$tracer_pid"
+		untraced() { ! traced; }
+		wait_for 20 untraced
+		kill -CONT "$VM_PID"
+	done
+	[ "$(regions)" = 0 ]
+	hotplug 0 --attach "$QMP"
+}
+
+@test "a vhost-user device: refused before and after its process has the memory" {
+	requires qemu-storage-daemon || skip "no qemu-storage-daemon"
+	start_faultd
+	truncate -s 1M "$FM_TMP/disk"
+	qemu-storage-daemon --blockdev "driver=file,node-name=f,filename=$FM_TMP/disk" \
+		--export "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=$FM_TMP/vub" > "$FM_TMP/qsd.log" 2>&1 3>&- < /dev/null &
+	backend=$!
+	track "$backend"
+	wait_for 20 test -S "$FM_TMP/vub"
+	chardev=(-chardev "socket,id=c,path=$FM_TMP/vub")
+	start_vm "${SHARED[@]}" "${chardev[@]}" -device vhost-user-blk-pci,chardev=c
+	before=$(footprint)
+	[ "$(grep -c memory-backend-memfd "/proc/$backend/maps")" = 0 ]
+	hotplug 1 --attach "$QMP"
+	says 'vhost-user device: its process maps'
+	hotplug 1 "$QMP" 128M
+	says 'vhost-user device'
+	# The firmware starts the disk, and its process maps the memory.
+	hmp cont
+	mapped() { grep -q memory-backend-memfd "/proc/$backend/maps"; }
+	wait_for 60 mapped
+	hotplug 1 --attach "pid:$VM_PID"
+	says 'vhost-user device'
+	wait_for 5 as_before
+	kill -KILL "$VM_PID"
+	wait_for 10 gone "$VM_PID"
+	# Plugged into the VM when it runs: its command line does not tell.
+	rm -f "$QMP"
+	start_vm "${SHARED[@]}" "${chardev[@]}" -device pcie-root-port,id=rp1,slot=1
+	hmp 'device_add vhost-user-blk-pci,chardev=c,id=v1,bus=rp1'
+	hotplug 1 "$QMP" 128M
+	says 'vhost-user device'
+	kill -KILL "$VM_PID"
+	wait_for 10 gone "$VM_PID"
+	# As libvirt writes it.
+	rm -f "$QMP"
+	start_vm "${SHARED[@]}" "${chardev[@]}" -device '{"driver":"vhost-user-blk-pci","chardev":"c"}'
+	hotplug 1 --attach "$QMP"
+	says 'vhost-user device'
+	[ "$(regions)" = 0 ]
+}
+
+# Also without rights: tests/guest/libvirt.bats.
+@test "QEMU's own sandbox allows it" {
+	start_faultd
+	start_vm "${SHARED[@]}" -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+	grep -q '^Seccomp:.*2' "/proc/$VM_PID/status"
+	hotplug 0 --attach "$QMP"
+	hotplug 0 "$QMP" 128M
 }
 
 @test "virtio-mem: on a root port; refused without one, and the VM is as before" {
@@ -527,6 +632,24 @@ print(n)
 	says 'blob=on'
 	hotplug 1 "$QMP" 128M
 	says 'blob=on'
+	[ "$(regions)" = 0 ]
+}
+
+@test "a VM that holds a VFIO or vDPA device" {
+	start_faultd
+	# None is here: a descriptor of a file at its place, in a /dev of the VM's own.
+	for device in vfio/vfio vhost-vdpa-0 iommu; do
+		# shellcheck disable=SC2016 # expanded by that shell
+		WRAP=(unshare -m sh -c 'mount -t tmpfs none /dev && mkdir -p /dev/vfio && d=/dev/$1 && : > $d && shift && exec "$@" 9< $d' sh "$device")
+		rm -f "$QMP"
+		start_vm "${SHARED[@]}"
+		hotplug 1 --attach "$QMP"
+		says 'VFIO or vDPA device: it pins'
+		hotplug 1 "$QMP" 128M
+		says 'VFIO or vDPA device'
+		kill -KILL "$VM_PID"
+		wait_for 10 gone "$VM_PID"
+	done
 	[ "$(regions)" = 0 ]
 }
 

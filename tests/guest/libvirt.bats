@@ -313,7 +313,7 @@ check_end() {
 	hotplug 1 "pid:$GUEST_PID" 128M
 	says "name the domain instead: fm-hotplug 'one'"
 	hotplug 3 "/var/lib/libvirt/qemu/domain-$(v domid one)-one/monitor.sock" 128M
-	says 'name the domain instead'
+	says "name the domain instead: fm-hotplug 'one'"
 	# Another libvirtd's folders: by the UUID on the command line. From outside of its mount namespace here.
 	export LIBVIRT_DEFAULT_URI="qemu:///system?socket=/proc/$LV_PID/root/run/libvirt/libvirt-sock"
 	run "$FM_BIN/fm-hotplug" one 128M

@@ -84,6 +84,18 @@ static void test_off(void)
 	fm_domxml_free(&d);
 }
 
+static void vhost_user(const char *device, bool want)
+{
+	char text[512];
+	struct fm_domxml d;
+
+	snprintf(text, sizeof text, "<domain><name>x</name>" UUID "<devices>%s</devices></domain>", device);
+	if (ok(fm_domxml_parse(text, strlen(text), &d) == 0, "%s", device)) {
+		ok(d.vhost_user == want, "... vhost-user: %s", want ? "yes" : "no");
+		fm_domxml_free(&d);
+	}
+}
+
 static void refused(const char *text, const char *what)
 {
 	struct fm_domxml d;
@@ -135,5 +147,10 @@ int main(void)
 	test_off();
 	test_wrong();
 	test_uuid();
+	vhost_user("<interface type='vhostuser'/>", true);
+	vhost_user("<disk type='vhostuser'/>", true);
+	vhost_user("<filesystem type='mount'><driver type='virtiofs'/></filesystem>", true);
+	vhost_user("<filesystem type='mount'><driver type='path'/></filesystem>", false);
+	vhost_user("<interface type='bridge'><source type='vhostuser'/></interface>", false);
 	return tap_done();
 }
