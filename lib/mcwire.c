@@ -135,25 +135,21 @@ enum fm_mc_reply fm_mc_parse(const char *buf, size_t len, size_t *used, struct f
 
 size_t fm_mc_set(char *to, size_t cap, const char *key, size_t data_len)
 {
-	static const char before[] = "set ", between[] = " 0 0 ", after[] = "\r\n";
-	size_t key_len = strlen(key), n = 0, digits = 1;
+	size_t key_len = strlen(key), digits = 1;
+	char *at = to;
 
 	for (size_t k = data_len; k >= 10; k /= 10)
 		digits++;
-	if (key_len + digits + sizeof before + sizeof between + sizeof after > cap)
+	if (strlen("set ") + key_len + strlen(" 0 0 ") + digits + strlen("\r\n") >= cap)
 		return 0;
 	/* A line for each page that is written: without snprintf(3), which takes longer than to hash the key. */
-	memcpy(to, before, sizeof before - 1);
-	n = sizeof before - 1;
-	memcpy(to + n, key, key_len);
-	n += key_len;
-	memcpy(to + n, between, sizeof between - 1);
-	n += sizeof between - 1;
+	at = stpcpy(at, "set ");
+	at = stpcpy(at, key);
+	at = stpcpy(at, " 0 0 ");
 	for (size_t i = digits; i-- > 0; data_len /= 10)
-		to[n + i] = (char)('0' + data_len % 10);
-	n += digits;
-	memcpy(to + n, after, sizeof after);
-	return n + sizeof after - 1;
+		at[i] = (char)('0' + data_len % 10);
+	at = stpcpy(at + digits, "\r\n");
+	return (size_t)(at - to);
 }
 
 size_t fm_mc_delete(char *to, size_t cap, const char *key)

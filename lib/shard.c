@@ -256,8 +256,10 @@ static void serve(struct fm_shard *s)
 			s->pending[kept++] = s->pending[i];
 	}
 	s->npending = kept;
-	if (s->nfill)
+	if (s->nfill) {
+		shard_ahead(s);
 		shard_fill(s); /* may note faults */
+	}
 	if (s->overflow && s->npending < FM_PENDING / 2) {
 		s->overflow = false;
 		fm_uffd_wake(&s->o.uffd, fm_ld(&s->shm->hva), s->shm->pages * FM_PAGE_SIZE);
@@ -361,6 +363,7 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 		free(s);
 		return -ENOMEM;
 	}
+	fm_prefetch_init(&s->prefetch);
 	pthread_mutex_init(&s->turn, NULL);
 	note_old_events(s);
 	/* A slow server must not keep events unread. */

@@ -23,8 +23,7 @@ static bool local_page(const struct fm_shard *s, uint32_t page)
 	return fm_memfd_has(s->o.memfd, s->o.map->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE);
 }
 
-/* Count one page more, if both budgets have room for it under their hard marks. */
-static bool reserve(struct fm_shard *s)
+bool shard_reserve(struct fm_shard *s)
 {
 	struct fm_daemon_shm *d = s->o.daemon;
 	struct fm_region_hdr *h = s->o.map->hdr;
@@ -207,7 +206,7 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 		switch (fm_word_state(w)) {
 		case FM_EMPTY:
 		case FM_REMOTE:
-			if (!reserve(s)) {
+			if (!shard_reserve(s)) {
 				if (!s->waits_room)
 					fm_bump(&s->stats->held, 1);
 				s->waits_room = true;
@@ -283,10 +282,12 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
 		if (!f->quiet)
 			fm_bump(&s->stats->faults_store, 1);
+		fm_bump(&s->stats->prefetched, f->ahead);
 	} else {
 		fm_bump(&s->stats->faults_zero, 1);
+		fm_bump(&s->stats->zeroed_ahead, f->ahead);
 	}
-	if (!f->quiet)
+	if (!f->quiet && !f->ahead)
 		served(s, f->t0_ns, now);
 	shard_ring(s, f->page);
 }
@@ -318,7 +319,7 @@ static void roll_back(struct fm_shard *s, struct fill *f, bool again)
 	shard_publish(s, f->page, f->w, fm_word_to(f->w, fm_word_origin(f->w), 0, 0));
 	f->done = true;
 	shard_unreserve(s);
-	if (again)
+	if (again && !f->ahead)
 		shard_note(s, &p);
 }
 
@@ -329,7 +330,7 @@ static void found_present(struct fm_shard *s, struct fill *f)
 	f->done = true;
 	if (fm_word_origin(f->w) == FM_REMOTE)
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
-	fm_bump(&s->stats->faults_stale, 1);
+	fm_bump(&s->stats->faults_stale, !f->ahead);
 	shard_ring(s, f->page);
 	/* It may be write-protected: the next write fault unprotects it. */
 	fm_uffd_wake(&s->o.uffd, shard_hva(s, f->page), FM_PAGE_SIZE);
@@ -356,8 +357,14 @@ static void lose(struct fm_shard *s, struct fill *f)
 	shard_tell(s, FM_SHARD_LOST);
 }
 
-/* Get all REMOTE pages of the turn in one call. */
-static void get_pages(struct fm_shard *s)
+/* A turn's pages go in two passes: what somebody waits for, and zeros, first; then what is fetched ahead, while that somebody runs. */
+static bool is_later(const struct fill *f)
+{
+	return f->ahead && f->source == FILL_STORE;
+}
+
+/* Get all REMOTE pages of the pass in one call. */
+static void get_pages(struct fm_shard *s, bool later)
 {
 	struct fm_store_req req[FM_FILL];
 	struct fill *who[FM_FILL];
@@ -367,7 +374,7 @@ static void get_pages(struct fm_shard *s)
 	for (unsigned i = 0; i < s->nfill; i++) {
 		struct fill *f = &s->fill[i];
 
-		if (f->source != FILL_STORE)
+		if (f->source != FILL_STORE || is_later(f) != later || f->done || f->discarded)
 			continue;
 		f->slot = n;
 		who[n] = f;
@@ -383,6 +390,11 @@ static void get_pages(struct fm_shard *s)
 	for (unsigned i = 0; i < n; i++) {
 		if (req[i].result == FM_STORE_OK)
 			continue;
+		if (later) {
+			/* Whoever wants it will ask, and then be told. */
+			roll_back(s, who[i], false);
+			continue;
+		}
 		fm_bump(&s->stats->store_errors, 1);
 		if (req[i].result == FM_STORE_LOST) {
 			lose(s, who[i]);
@@ -392,6 +404,8 @@ static void get_pages(struct fm_shard *s)
 			roll_back(s, who[i], true);
 		}
 	}
+	if (later)
+		return;
 	if (down)
 		atomic_fetch_or(&s->o.map->hdr->flags, FM_REGION_STORE_DOWN);
 	else if (fm_ld(&s->o.map->hdr->flags) & FM_REGION_STORE_DOWN)
@@ -423,27 +437,25 @@ static unsigned run(const struct fm_shard *s, unsigned i)
 	const struct fill *f = &s->fill[i];
 	unsigned k = 1;
 
-	while (i + k < s->nfill && !f[k].done && !f[k].discarded && f[k].page == f->page + k && mode_of(&f[k]) == mode_of(f) &&
+	while (i + k < s->nfill && !f[k].done && !f[k].discarded && is_later(&f[k]) == is_later(f) && f[k].page == f->page + k && mode_of(&f[k]) == mode_of(f) &&
 	       (f->source == FILL_ZERO || f[k].slot == f->slot + k))
 		k++;
 	return k;
 }
 
-void shard_fill(struct fm_shard *s)
+static void fill_pass(struct fm_shard *s, bool later)
 {
 	unsigned i = 0;
 	bool one_by_one = false;
 
-	if (s->nfill > 1)
-		qsort(s->fill, s->nfill, sizeof s->fill[0], by_page);
-	get_pages(s);
+	get_pages(s, later);
 	while (i < s->nfill) {
 		struct fill *f = &s->fill[i];
 		enum fm_uffd_result res;
 		uint64_t done, now;
 		unsigned k;
 
-		if (f->done) {
+		if (f->done || is_later(f) != later) {
 			i++;
 			continue;
 		}
@@ -490,11 +502,24 @@ void shard_fill(struct fm_shard *s)
 		default:
 			if (res == FM_UFFD_NOT_POSSIBLE)
 				shard_tell(s, FM_SHARD_REFUSED);
-			s->waits_store = true;
+			s->waits_store |= !f->ahead;
 			roll_back(s, f, true);
 			break;
 		}
 	}
+}
+
+void shard_fill(struct fm_shard *s)
+{
+	unsigned i, later = 0;
+
+	if (s->nfill > 1)
+		qsort(s->fill, s->nfill, sizeof s->fill[0], by_page);
+	fill_pass(s, false);
+	for (i = 0; i < s->nfill; i++)
+		later += is_later(&s->fill[i]);
+	if (later)
+		fill_pass(s, true);
 	FM_CRASH_POINT("fill-turn-done");
 	for (i = 0; i < s->nfill; i++) {
 		atomic_store(&s->shm->inflight[i], 0);

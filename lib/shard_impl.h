@@ -8,6 +8,7 @@
 
 #include "page.h"
 #include "policy.h"
+#include "prefetch.h"
 #include "shard.h"
 #include "stats.h"
 
@@ -32,6 +33,7 @@ struct fill {
 	enum fill_source source;
 	bool write;
 	bool quiet;
+	bool ahead;     /* nobody has asked for it yet: it may fail without a word */
 	bool discarded; /* a REMOVE came before it was installed: ends EMPTY */
 	bool done;      /* published, one way or the other */
 	uint64_t w;     /* its word, BUSY */
@@ -54,6 +56,7 @@ struct fm_shard {
 	bool overflow; /* faults were dropped: wake the whole range when there is room */
 	struct fill fill[FM_FILL];
 	unsigned nfill;
+	struct fm_prefetch prefetch;
 	bool waits_room;     /* this turn left something for want of room */
 	bool waits_store;    /* ... for want of the store */
 	bool waits_eventual; /* ... for something else that passes by itself */
@@ -100,6 +103,14 @@ void shard_publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to
 void shard_single_begin(struct fm_shard *s, uint32_t page);
 void shard_single_end(struct fm_shard *s);
 void shard_unreserve(struct fm_shard *s);
+/* Count one page more, if both budgets have room for it under their hard marks. */
+bool shard_reserve(struct fm_shard *s);
+
+/*
+ * All faults of the turn that can be served are in s->fill: add pages that will probably be wanted next, as far as there is room below the
+ * high marks, so that nothing is evicted for them. shard_ahead.c.
+ */
+void shard_ahead(struct fm_shard *s);
 
 /* Tell the maker. */
 void shard_tell(struct fm_shard *s, unsigned news);

@@ -55,7 +55,7 @@ enum fm_region_flag {
 /* Written by one shard thread only. */
 struct fm_shard_stats {
 	_Atomic uint64_t faults;       /* events served: page faults of every kind */
-	_Atomic uint64_t faults_zero;  /* first touches, answered with zeros */
+	_Atomic uint64_t faults_zero;  /* pages given at their first touch, or ahead of it: zeros */
 	_Atomic uint64_t faults_store; /* page-ins from the store */
 	_Atomic uint64_t faults_wp;    /* write faults on write-protected pages */
 	_Atomic uint64_t faults_stale; /* duplicates: the page was there already */
@@ -67,6 +67,10 @@ struct fm_shard_stats {
 	_Atomic uint64_t latency_max_ns;
 	_Atomic uint64_t clear_seen;   /* the clear_count that latency_max_ns belongs to */
 	_Atomic uint64_t latency[FM_HIST_BUCKETS]; /* event read -> page in place and waiters woken */
+	_Atomic uint64_t prefetched;      /* of faults_store: brought in ahead of a fault */
+	_Atomic uint64_t zeroed_ahead;    /* of faults_zero: given ahead of the first touch */
+	_Atomic uint64_t prefetch_hits;   /* of both: were used, as the faults that followed tell */
+	_Atomic uint64_t prefetch_wasted; /* ... were not, as far as can be told */
 };
 
 /* Written by the evictor only. */
@@ -88,6 +92,7 @@ struct fm_baseline {
 	    pages_lost, discarded;
 	_Atomic uint64_t evictions, evictions_clean, evictions_zero, cancelled, store_puts, store_deletes, evict_store_errors;
 	_Atomic uint64_t latency[FM_HIST_BUCKETS];
+	_Atomic uint64_t prefetched, zeroed_ahead, prefetch_hits, prefetch_wasted;
 };
 
 /*

@@ -71,7 +71,11 @@ uint64_t fm_hist_percentile(const uint64_t hist[FM_HIST_BUCKETS], unsigned permi
 	X(store_gets, store_gets)                                                                                          \
 	X(shard_store_errors, store_errors)                                                                                \
 	X(pages_lost, pages_lost)                                                                                          \
-	X(discarded, discarded)
+	X(discarded, discarded)                                                                                            \
+	X(prefetched, prefetched)                                                                                          \
+	X(zeroed_ahead, zeroed_ahead)                                                                                      \
+	X(prefetch_hits, prefetch_hits)                                                                                    \
+	X(prefetch_wasted, prefetch_wasted)
 #define EVICT_COUNTERS(X)                                                                                                  \
 	X(evictions, evictions)                                                                                            \
 	X(evictions_clean, evictions_clean)                                                                                \

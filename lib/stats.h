@@ -38,7 +38,7 @@ uint64_t fm_hist_percentile(const uint64_t hist[FM_HIST_BUCKETS], unsigned permi
 /* Sums over a region's shards and its evictor. Fields as in struct fm_shard_stats and struct fm_evict_stats. */
 struct fm_stats {
 	uint64_t faults, faults_zero, faults_store, faults_wp, faults_stale, held, store_gets, shard_store_errors, pages_lost,
-	    discarded;
+	    discarded, prefetched, zeroed_ahead, prefetch_hits, prefetch_wasted;
 	uint64_t evictions, evictions_clean, evictions_zero, cancelled, store_puts, store_deletes, evict_store_errors;
 	uint64_t latency_max_ns; /* since the last clear, 0 none */
 	uint64_t latency[FM_HIST_BUCKETS];

@@ -70,6 +70,8 @@ static const struct field shard_fields[] = {
 	F(fm_shard_stats, faults),	F(fm_shard_stats, faults_zero),	   F(fm_shard_stats, faults_store),
 	F(fm_shard_stats, faults_wp),	F(fm_shard_stats, faults_stale),   F(fm_shard_stats, held),
 	F(fm_shard_stats, store_gets),	F(fm_shard_stats, pages_lost),	   F(fm_shard_stats, discarded),
+	F(fm_shard_stats, prefetched),	F(fm_shard_stats, zeroed_ahead),   F(fm_shard_stats, prefetch_hits),
+	F(fm_shard_stats, prefetch_wasted),
 	F(fm_shard_stats, clear_seen),	F(fm_shard_stats, latency_max_ns),
 };
 static const struct field shard_errors[] = { { "get_errors", offsetof(struct fm_shard_stats, store_errors), 8 } };

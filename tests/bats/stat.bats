@@ -27,6 +27,7 @@ two_regions() {
 	state daemon pid=4711 uri=dir:/srv/fm limit_pages=16384 resident=1234 store_up=1 store_used_bytes=122880000 store_errors=3
 	state region ab vm1 pages=131072 pid=77 kind=2 resident=1000 remote=30000 limit_pages=2048 faults=5000 faults_zero=2900 \
 		faults_store=2000 faults_wp=100 faults_stale=7 held=8 store_gets=2001 pages_lost=1 discarded=9 get_errors=2 \
+		prefetched=700 zeroed_ahead=800 prefetch_hits=1200 prefetch_wasted=250 \
 		put_errors=4 evictions=31000 evictions_clean=600 evictions_zero=400 cancelled=11 store_puts=30000 store_deletes=12 \
 		lat=7700:4900 lat=12000:90 lat=800000:10 latency_max_ns=811111
 	state region ffffffffffffffff 'we"i\rd name' pages=1 pid=78
@@ -140,6 +141,7 @@ refused() {
 	jq -e '.regions[0] | .id == "00000000000000ab" and .name == "vm1" and .kind == "vm" and .pid == 77 and .pages == 131072
 		and .resident_pages == 1000 and .remote_pages == 30000 and .local_limit_pages == 2048 and .faults == 5000
 		and .faults_zero == 2900 and .faults_store == 2000 and .faults_wp == 100 and .faults_stale == 7 and .held == 8
+		and .prefetched == 700 and .zeroed_ahead == 800 and .prefetch_hits == 1200 and .prefetch_wasted == 250
 		and .discarded == 9 and .evictions == 31000 and .evictions_clean == 600 and .evictions_zero == 400
 		and .cancelled == 11 and .store_puts == 30000 and .store_gets == 2001 and .store_deletes == 12
 		and .store_errors == 6 and .pages_lost == 1 and .flags == []' "$FM_TMP/json"
@@ -350,6 +352,7 @@ check_prometheus() {
 	run "$stat" clear
 	[ "$status" -eq 0 ] && [ "$output" = "2 regions cleared in $FM_RUN_DIR" ]
 	jq -e '.regions[0] | [.faults, .faults_zero, .faults_store, .faults_wp, .faults_stale, .held, .discarded, .evictions,
+		.prefetched, .zeroed_ahead, .prefetch_hits, .prefetch_wasted,
 		.evictions_clean, .evictions_zero, .cancelled, .store_puts, .store_gets, .store_deletes, .store_errors, .pages_lost,
 		.latency_ns.p50, .latency_ns.p999, .latency_ns.max] | all(. == 0)' <("$stat" -j)
 	[ "$("$stat" -j | jq '.regions[0].resident_pages')" -eq 1000 ]
@@ -464,7 +467,7 @@ no_regions() {
 	wait_for 60 grep -q finished "$FM_TMP/out"
 	"$stat" -j > "$FM_TMP/json"
 	jq -e --argjson pid "$pid" '.regions[0] | .name == "client" and .kind == "map" and .pid == $pid and .pages == 4096
-		and .faults >= 4096 and .faults_zero == 4096 and .faults_store > 0 and .evictions > 0
+		and .faults + .prefetched + .zeroed_ahead >= 4096 and .faults_zero == 4096 and .faults_store > 0 and .evictions > 0
 		and .store_puts > 0 and .store_gets >= .faults_store and .pages_lost == 0 and .store_errors == 0
 		and .latency_ns.p50 > 0 and .latency_ns.p50 <= .latency_ns.p99 and .latency_ns.p99 <= .latency_ns.max' "$FM_TMP/json"
 	wait_for 5 settled

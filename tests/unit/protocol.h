@@ -406,6 +406,21 @@ static void one(uint64_t *rnd, uint64_t page)
 	atomic_fetch_add(&t.ops, 1);
 }
 
+/* Own pages in order, each the CLIENTS-th: what prefetch is for. */
+static void walk(uint64_t *rnd, uint64_t page)
+{
+	unsigned n = 20 + (unsigned)(next_random(rnd) % 100), write = (unsigned)(next_random(rnd) % 3);
+
+	for (unsigned i = 0; i < n && page < PAGES - (OWN_END - OWN_FIRST); i++, page += CLIENTS) {
+		uint64_t at = page < OWN_FIRST ? page : page + (OWN_END - OWN_FIRST);
+
+		if (write == 0)
+			t.memory[at * WORDS + i] = t.shadow[at * WORDS + i] = next_random(rnd);
+		check(at, 0, WORDS);
+	}
+	atomic_fetch_add(&t.ops, n);
+}
+
 static void *client_main(void *arg)
 {
 	uint64_t me = (uint64_t)(uintptr_t)arg, rnd = t.seed + me * 77777;
@@ -416,6 +431,10 @@ static void *client_main(void *arg)
 		page = page - page % CLIENTS + me;
 		if (page >= PAGES - (OWN_END - OWN_FIRST))
 			continue;
+		if (next_random(&rnd) % 128 == 0) {
+			walk(&rnd, page);
+			continue;
+		}
 		one(&rnd, page < OWN_FIRST ? page : page + (OWN_END - OWN_FIRST));
 	}
 	return NULL;

@@ -38,7 +38,7 @@
 	F(fm_region_hdr, flags, 272, 8) \
 	F(fm_region_hdr, evict, 320, 64) \
 	F(fm_region_hdr, evict_inflight, 384, 512) \
-	F(fm_region_hdr, baseline, 896, 2384) \
+	F(fm_region_hdr, baseline, 896, 2416) \
 	S(fm_region_hdr, 3328) \
 	F(fm_evict_stats, evictions, 0, 8) \
 	F(fm_evict_stats, evictions_clean, 8, 8) \
@@ -68,7 +68,11 @@
 	F(fm_baseline, store_deletes, 128, 8) \
 	F(fm_baseline, evict_store_errors, 136, 8) \
 	F(fm_baseline, latency, 144, 2240) \
-	S(fm_baseline, 2384) \
+	F(fm_baseline, prefetched, 2384, 8) \
+	F(fm_baseline, zeroed_ahead, 2392, 8) \
+	F(fm_baseline, prefetch_hits, 2400, 8) \
+	F(fm_baseline, prefetch_wasted, 2408, 8) \
+	S(fm_baseline, 2416) \
 	F(fm_shard_shm, first_page, 0, 8) \
 	F(fm_shard_shm, pages, 8, 8) \
 	F(fm_shard_shm, hva, 16, 8) \
@@ -81,7 +85,7 @@
 	F(fm_shard_shm, ring_lost, 2884, 4) \
 	F(fm_shard_shm, ring_tail, 2944, 4) \
 	F(fm_shard_shm, ring, 3008, 4096) \
-	F(fm_shard_shm, stats, 7104, 2336) \
+	F(fm_shard_shm, stats, 7104, 2368) \
 	F(fm_shard_shm, events, 9472, 2048) \
 	S(fm_shard_shm, 11520) \
 	F(fm_discard_shm, first, 0, 8) \
@@ -103,7 +107,11 @@
 	F(fm_shard_stats, latency_max_ns, 80, 8) \
 	F(fm_shard_stats, clear_seen, 88, 8) \
 	F(fm_shard_stats, latency, 96, 2240) \
-	S(fm_shard_stats, 2336) \
+	F(fm_shard_stats, prefetched, 2336, 8) \
+	F(fm_shard_stats, zeroed_ahead, 2344, 8) \
+	F(fm_shard_stats, prefetch_hits, 2352, 8) \
+	F(fm_shard_stats, prefetch_wasted, 2360, 8) \
+	S(fm_shard_stats, 2368) \
 	F(fm_daemon_shm, magic, 0, 8) \
 	F(fm_daemon_shm, version, 8, 4) \
 	F(fm_daemon_shm, pid, 12, 4) \

@@ -5,6 +5,7 @@
  *   test_protocol [SECONDS [SEED]]
  */
 #include "protocol.h"
+#include "stats.h"
 
 /* --- at the end */
 
@@ -43,6 +44,7 @@ static void check_books(const char *name)
 static void run(const char *name, const struct trouble *what, unsigned seconds, uint64_t seed)
 {
 	struct timespec d = {.tv_sec = seconds};
+	struct fm_stats sum;
 	unsigned news = 0;
 
 	printf("# %s: seed %" PRIu64 "\n", name, seed);
@@ -66,6 +68,10 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 	ok(mem.puts && mem.gets && mem.deletes && fm_ld(&t.map.hdr->evict.evictions) && atomic_load(&t.removed),
 	   "%s: pages went out, came back and were discarded", name);
 	ok(fm_ld(&t.map.hdr->evict.evictions_clean) && fm_ld(&t.map.hdr->evict.evictions_zero), "%s: ... clean and zero ones, too", name);
+	fm_stats_sum(t.map.hdr, t.map.shards, SHARDS, false, &sum);
+	ok(sum.prefetched + sum.zeroed_ahead && sum.prefetch_hits && sum.prefetched < sum.faults_store && sum.zeroed_ahead < sum.faults_zero,
+	   "%s: %" PRIu64 " pages came ahead of their faults, as did %" PRIu64 " zero ones; %" PRIu64 " hits, %" PRIu64 " wasted", name,
+	   sum.prefetched, sum.zeroed_ahead, sum.prefetch_hits, sum.prefetch_wasted);
 	check_books(name);
 
 	/* What is left to delete gets deleted, however often it fails. */
