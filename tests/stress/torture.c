@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -118,6 +119,20 @@ static void one(uint64_t *rnd, unsigned thread)
 	}
 }
 
+static void on_term(int sig)
+{
+	(void)sig; /* its only work is to end main()'s sleep */
+}
+
+/* As a VM's memory is before it becomes far. */
+static void *map_as_vm(size_t bytes)
+{
+	int fd = memfd_create("memory-backend-memfd", MFD_CLOEXEC);
+	void *m = fd < 0 || ftruncate(fd, (off_t)bytes) < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	return m == MAP_FAILED ? NULL : m;
+}
+
 static void *worker(void *arg)
 {
 	unsigned thread = (unsigned)(uintptr_t)arg;
@@ -139,10 +154,12 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 	    {"size", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'n'}, {"seed", 1, NULL, 'r'},
 	    {"run-dir", 1, NULL, 'd'}, {"name", 1, NULL, 'm'},    {"local", 1, NULL, 'l'},   {"regions", 1, NULL, 'g'},
+	    {"vm", 0, NULL, 'v'},
 	    {"discard", 0, NULL, 'x'}, {NULL, 0, NULL, 0},
 	};
 	struct fm_options o = {.name = "torture"};
 	unsigned seconds = 10;
+	bool vm = false;
 	pthread_t threads[64];
 	sigset_t term;
 	int c;
@@ -177,6 +194,9 @@ int main(int argc, char **argv)
 		case 'g':
 			nregions = (unsigned)atoi(optarg);
 			break;
+		case 'v':
+			vm = true;
+			break;
 		default:
 			return 2;
 		}
@@ -188,7 +208,7 @@ int main(int argc, char **argv)
 	memory = calloc(nregions, sizeof *memory);
 	shadow = calloc(nregions, sizeof *shadow);
 	for (unsigned i = 0; i < nregions; i++) {
-		memory[i] = fm_map(pages_each * PAGE, &o);
+		memory[i] = vm ? map_as_vm(pages_each * PAGE) : fm_map(pages_each * PAGE, &o);
 		shadow[i] = calloc(pages_each, PAGE);
 		if (!memory[i] || !shadow[i]) {
 			fprintf(stderr, "torture: region %u: %s\n", i, strerror(errno));
@@ -216,7 +236,7 @@ int main(int argc, char **argv)
 		}
 		for (size_t p = 0; p < left; p++)
 			check(memory[i] + p * WORDS, shadow[i] + p * WORDS, WORDS);
-		if (fm_unmap(memory[i], left * PAGE)) {
+		if (!vm && fm_unmap(memory[i], left * PAGE)) {
 			fprintf(stderr, "torture: fm_unmap: %s\n", strerror(errno));
 			return 1;
 		}
