@@ -123,6 +123,40 @@ int fm_proc_start(int pid, uint64_t *start)
 	return r;
 }
 
+int fm_proc_parse_owner(const char *buf, size_t len, uint64_t uid)
+{
+	static const char name[] = "\nUid:";
+	const char *p = memmem(buf, len, name, sizeof name - 1), *end = buf + len;
+	uint64_t id;
+
+	if (!p)
+		return -EPROTO;
+	/* Real, effective, saved, of the file system. */
+	p += sizeof name - 1;
+	for (int i = 0; i < 4; i++) {
+		if (!literal(&p, end, '\t') || !number(&p, end, 10, &id))
+			return -EPROTO;
+		if (id == uid)
+			return 0;
+	}
+	return -EPERM;
+}
+
+int fm_proc_owned_by(int pid, uint64_t uid)
+{
+	char path[32], *buf = NULL;
+	size_t len = 0;
+	int r;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	r = read_whole(path, &buf, &len);
+	if (r)
+		return r;
+	r = fm_proc_parse_owner(buf, len, uid);
+	free(buf);
+	return r;
+}
+
 int fm_proc_parse_mapping(const char *line, size_t len, struct fm_mapping *m)
 {
 	const char *p = line, *end = line + len;

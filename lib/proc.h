@@ -46,6 +46,14 @@ int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start);
 int fm_proc_start(int pid, uint64_t *start);
 
 /*
+ * Is uid one of the user ids in buf, the text of /proc/PID/status? Returns 0, -EPERM (another's), -EPROTO. Pure.
+ */
+int fm_proc_parse_owner(const char *buf, size_t len, uint64_t uid);
+
+/* As fm_proc_parse_owner() of a living process. 0, -EPERM, -ESRCH, -EPROTO. */
+int fm_proc_owned_by(int pid, uint64_t uid);
+
+/*
  * Parse one line of /proc/PID/maps, without its newline. Returns 0, or -EPROTO and *m undefined. Pure.
  */
 int fm_proc_parse_mapping(const char *line, size_t len, struct fm_mapping *m);

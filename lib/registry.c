@@ -1,4 +1,5 @@
 #include "registry_impl.h"
+#include "sandbox.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -296,6 +297,7 @@ static int start_thread(struct fm_registry *r)
 
 	/* Signals are for the program's own threads; those of ZooKeeper's client inherit this. */
 	sigfillset(&all);
+	sigdelset(&all, FM_SANDBOX_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	e = pthread_create(&r->thread, NULL, registry_thread, r);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

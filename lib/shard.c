@@ -16,6 +16,7 @@
 
 #include "crash.h"
 #include "evict.h"
+#include "sandbox.h"
 #include "uapi.h"
 
 #define WAIT_NS   2000000 /* longest time between two reads of events while something is pending */
@@ -373,6 +374,7 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	pthread_attr_setstacksize(&attr, 256 * 1024);
 	/* The thread takes only the stop signal: all others are the main thread's. */
 	sigfillset(&block);
+	sigdelset(&block, FM_SANDBOX_SIGNAL);
 	sigdelset(&block, FM_STOP_SIGNAL);
 	pthread_sigmask(SIG_SETMASK, &block, &old);
 	r = pthread_create(&s->thread, &attr, shard_main, s);

@@ -57,3 +57,15 @@ bool fm_page_is_zero(const void *page)
 	}
 	return true;
 }
+
+size_t fm_store_paths(const char *uri, const struct fm_cluster_shm *c, const char **out, size_t cap)
+{
+	size_t n = 0;
+
+	if (strncmp(uri, "dir:", 4) == 0 && cap)
+		out[n++] = uri + 4;
+	for (unsigned i = 0; i < atomic_load(&c->nservers) && i < FM_SERVERS && n < cap; i++)
+		if (*c->server[i].address == '/')
+			out[n++] = c->server[i].address;
+	return n;
+}

@@ -187,6 +187,12 @@ int fm_store_memcached_probe(struct fm_store *s, const char *address, char *why)
  */
 unsigned fm_store_memcached_apply(struct fm_cluster_shm *c, const struct fm_members *m, char *why);
 
+/*
+ * The paths that handles of the store open or connect to later on: dir:'s directory, or the Unix sockets in the cluster's table. Into out, cap
+ * of them at most; they point into uri and c. Returns their number.
+ */
+size_t fm_store_paths(const char *uri, const struct fm_cluster_shm *c, const char **out, size_t cap);
+
 extern const struct fm_store_ops fm_store_dir, fm_store_memcached;
 
 /* Are all 4096 bytes zero? page is 8-byte aligned. */

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "mcservers.h"
 #include "page.h"
@@ -112,6 +113,10 @@ static int mc_open(const char *uri, const struct fm_store_options *o, struct fm_
 		if (!o->key_file) {
 			snprintf(why, FM_STORE_WHY, "a network store needs --key-file (made when missing) or --no-seal");
 			r = -EINVAL;
+		} else if (o->cluster && !o->make_cluster && access(o->key_file, F_OK) < 0) {
+			/* Only the daemon's first handle makes one: with another key than its, what is put could never be read. */
+			r = -errno;
+			snprintf(why, FM_STORE_WHY, "%.180s: the key that pages are sealed with: %s", o->key_file, strerror(-r));
 		} else {
 			r = fm_key_open(o->key_file, &s->key, why);
 		}

@@ -20,6 +20,7 @@
 #include "ctl.h"
 #include "evict.h"
 #include "log.h"
+#include "sandbox.h"
 
 #define MOVE_NS_PER_PAGE 60000 /* 64 MiB/s at most */
 
@@ -613,7 +614,22 @@ static void enlist(struct evictord *d, const char *run_dir, struct fm_ctl_evicto
 		fm_die(FM_EXIT_FAILED, "%s/%s: is damaged or of another version", run_dir, FM_DAEMON_STATE);
 }
 
-int evictord_run(const char *run_dir, struct evict_job *job)
+/* Nothing is opened from here on but the store's connections and files. */
+static void enter_sandbox(const struct evictord *d, const struct fm_ctl_evictor_ok *ok, bool no_seccomp)
+{
+	const char *needs[FM_SERVERS + 2];
+	size_t n = fm_store_paths(ok->store_uri, &d->daemon->cluster, needs, FM_SERVERS);
+	struct fm_sandbox got;
+	int r;
+
+	if (*ok->key_file)
+		needs[n++] = ok->key_file;
+	r = fm_sandbox_enter(FM_SANDBOX_EVICT, "fm-evict", needs, n, no_seccomp, &got);
+	if (r)
+		fm_warn("sandbox: cannot be entered: %s: privileges are kept", strerror(-r));
+}
+
+int evictord_run(const char *run_dir, struct evict_job *job, bool no_seccomp)
 {
 	struct sigaction sa = {.sa_handler = on_term};
 	struct evictord d = {0};
@@ -642,6 +658,7 @@ int evictord_run(const char *run_dir, struct evict_job *job)
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	if (fm_evictor_init(&d.evictor, d.daemon, store))
 		fm_die(FM_EXIT_FAILED, "out of memory");
+	enter_sandbox(&d, &ok, no_seccomp);
 	if (job) {
 		/* The regions follow the reply at once; ours is among them, or it does not exist. */
 		struct pollfd p = {.fd = d.fd, .events = POLLIN};

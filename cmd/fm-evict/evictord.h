@@ -14,8 +14,8 @@ struct evict_job {
 
 /*
  * Be the evictor of a run directory until fm-faultd goes away or SIGTERM (job NULL), or until the job is done. Returns an exit
- * code; messages were printed.
+ * code; messages were printed. no_seccomp: without the filter of lib/sandbox.h.
  */
-int evictord_run(const char *run_dir, struct evict_job *job);
+int evictord_run(const char *run_dir, struct evict_job *job, bool no_seccomp);
 
 #endif

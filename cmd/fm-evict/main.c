@@ -34,6 +34,7 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "      --add-server A   host:port or /path.sock: a memcached that takes pages from now on\n"
 			    "      --drain-server A move all pages off that server, and wait until that is done\n"
 			    "      --daemon         be the evictor; fm-faultd starts one by itself\n"
+			    "      --no-seccomp     with --daemon: without the filter of system calls\n"
 			    "  -d, --run-dir DIR    of fm-faultd (default $FM_RUN_DIR, else /run/fm)\n"
 			    "  -v, --verbose        say more\n"
 			    "  -h, --help           this text\n"
@@ -42,12 +43,13 @@ static const char usage[] = "usage: fm-evict [--run-dir DIR] REGION SIZE\n"
 			    "REGION: a region's name, its id (16 hex digits), or pid:N. SIZE: 4096, 64K, 512M, 4G, 1T,\n"
 			    "20000p (pages), 25% (of the region; with --limit alone: of this host's memory).\n";
 
-enum { OPT_DAEMON = 256, OPT_ADD_SERVER, OPT_DRAIN_SERVER, OPT_GRACE };
+enum { OPT_DAEMON = 256, OPT_ADD_SERVER, OPT_DRAIN_SERVER, OPT_GRACE, OPT_NO_SECCOMP };
 
 static const struct option options[] = {
     {"all", required_argument, NULL, 'a'},
     {"limit", required_argument, NULL, 'l'},
     {"daemon", no_argument, NULL, OPT_DAEMON},
+    {"no-seccomp", no_argument, NULL, OPT_NO_SECCOMP},
     {"grace", required_argument, NULL, OPT_GRACE},
     {"add-server", required_argument, NULL, OPT_ADD_SERVER},
     {"drain-server", required_argument, NULL, OPT_DRAIN_SERVER},
@@ -161,7 +163,7 @@ static int evict(const char *region, const char *size)
 		out = reply;
 	} else {
 		struct evict_job job = {.id = q.id, .pages = pages};
-		int r = evictord_run(run_dir, &job);
+		int r = evictord_run(run_dir, &job, true);
 
 		if (r)
 			return r;
@@ -336,7 +338,7 @@ int main(int argc, char **argv)
 	const char *all = NULL, *limit_size = NULL, *grace_ms = NULL;
 	const char *server = NULL;
 	enum fm_server_role role = FM_SERVER_MEMBER;
-	bool daemon = false;
+	bool daemon = false, no_seccomp = false;
 	int c, left;
 
 	fm_log_init("fm-evict");
@@ -360,6 +362,9 @@ int main(int argc, char **argv)
 		case OPT_DRAIN_SERVER:
 			server = optarg;
 			role = FM_SERVER_DRAINED;
+			break;
+		case OPT_NO_SECCOMP:
+			no_seccomp = true;
 			break;
 		case OPT_DAEMON:
 			daemon = true;
@@ -386,7 +391,7 @@ int main(int argc, char **argv)
 	if (server && left == 0)
 		return change_server(server, role);
 	if (daemon && left == 0)
-		return evictord_run(run_dir, NULL);
+		return evictord_run(run_dir, NULL, no_seccomp);
 	if (all && left == 0)
 		return evict(all, NULL);
 	if (grace_ms && left == 1)

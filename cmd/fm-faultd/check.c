@@ -10,9 +10,11 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "log.h"
+#include "sandbox.h"
 #include "size.h"
 
 static bool say(bool good, const char *what, const char *detail)
@@ -102,6 +104,43 @@ static bool check_ptrace(void)
 	return say(false, "CAP_SYS_PTRACE", "missing: regions of other users cannot be taken over after a restart: run as root");
 }
 
+/* What is left of our privileges: asked of a child that gives them up as fm-faultd does. */
+static bool check_sandbox(const struct faultd *d)
+{
+	static struct fm_cluster_shm none; /* of no servers: their sockets are not known yet */
+	struct {
+		int error;
+		struct fm_sandbox got;
+	} answer = {.error = -EIO};
+	const char *needs[SANDBOX_PATHS];
+	char text[160], caps[64];
+	int p[2] = {-1, -1};
+	pid_t child = pipe(p) < 0 ? -1 : fork();
+
+	if (child == 0) {
+		size_t n = fm_store_paths(d->store_uri, &none, needs, 1);
+
+		/* A directory that does not exist yet will be our own. */
+		n = n && access(needs[0], F_OK) == 0;
+		answer.error = fm_sandbox_enter(FM_SANDBOX_FAULTD, "fm-faultd", needs, n, d->no_seccomp, &answer.got);
+		_exit(write(p[1], &answer, sizeof answer) != (ssize_t)sizeof answer);
+	}
+	if (p[1] >= 0)
+		close(p[1]);
+	if (child > 0 && read(p[0], &answer, sizeof answer) != (ssize_t)sizeof answer)
+		answer.error = -EIO;
+	if (p[0] >= 0)
+		close(p[0]);
+	if (child > 0)
+		waitpid(child, NULL, 0);
+	if (answer.error)
+		snprintf(text, sizeof text, "cannot be entered: %s", strerror(-answer.error));
+	else
+		snprintf(text, sizeof text, "capabilities: %s; seccomp filter: %s; no_new_privs", fm_sandbox_caps(answer.got.caps, caps, sizeof caps),
+			 answer.got.filter ? "on" : "off");
+	return say(answer.error == 0, "sandbox", text);
+}
+
 static bool check_run_dir(const struct faultd *d)
 {
 	struct statfs fs;
@@ -124,8 +163,13 @@ static bool check_store(const struct faultd *d)
 	struct fm_store *s;
 	char why[FM_STORE_WHY], text[400], a[16], b[16];
 	uint64_t used, limit;
-	int e = fm_store_open(d->store_uri, &d->store_options, &s, why);
+	struct fm_store_options o = d->store_options;
+	int e;
 
+	/* Every server must be there; and the default key is made by the daemon, not by a question. */
+	o.must_answer = true;
+	o.no_seal = !o.key_file;
+	e = fm_store_open(d->store_uri, &o, &s, why);
 	if (e)
 		return say(false, "store", why);
 	e = fm_store_usage(s, &used, &limit);
@@ -155,6 +199,7 @@ int check_host(const struct faultd *d)
 	good &= check_userfaultfd();
 	good &= check_register();
 	good &= check_ptrace();
+	good &= check_sandbox(d);
 	good &= check_run_dir(d);
 	good &= check_store(d);
 	good &= check_registry(d);

@@ -27,7 +27,8 @@ void evictor_spawn(struct faultd *d)
 {
 	char path[4096];
 	ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
-	char *argv[] = {(char *)"fm-evict", (char *)"--daemon", (char *)"--run-dir", (char *)d->run_dir, NULL};
+	char *argv[] = {(char *)"fm-evict", (char *)"--daemon", (char *)"--run-dir", (char *)d->run_dir,
+			d->no_seccomp ? (char *)"--no-seccomp" : NULL, NULL};
 	posix_spawnattr_t attr;
 	sigset_t none;
 	char *slash;
@@ -43,6 +44,7 @@ void evictor_spawn(struct faultd *d)
 	posix_spawnattr_setsigmask(&attr, &none);
 	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK);
 	d->child_came_up = false;
+	d->spawned_ns = fm_now_ns();
 	e = posix_spawn(&d->evictor_child, path, NULL, &attr, argv, environ);
 	posix_spawnattr_destroy(&attr);
 	if (e) {
@@ -59,12 +61,14 @@ void evictor_child_ended(struct faultd *d, pid_t pid, int status)
 	d->evictor_child = 0;
 	if (d->stop)
 		return;
-	if (WIFSIGNALED(status))
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
+		fm_warn("fm-evict: ended by a system call that its filter forbids (--no-seccomp: without): started again");
+	else if (WIFSIGNALED(status))
 		fm_warn("fm-evict: ended by signal %d: started again", WTERMSIG(status));
 	else
 		fm_warn("fm-evict: ended with status %d: started again", WEXITSTATUS(status));
-	/* At once when it had come up; else in a second: one that cannot start must not spin. */
-	d->respawn_ns = d->child_came_up ? 0 : fm_now_ns() + 1000000000u;
+	/* At once when it had come up, and lived for a moment; else in a second: one that cannot start must not spin. */
+	d->respawn_ns = d->child_came_up && fm_now_ns() - d->spawned_ns > 50000000 ? 0 : fm_now_ns() + 1000000000u;
 	if (!d->evictor)
 		evictor_spawn(d); /* else evictor_lost() does, after it has mended */
 }

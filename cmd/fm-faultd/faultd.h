@@ -17,6 +17,9 @@
 #include "store.h"
 
 #define MAX_CONNECTIONS    512
+#define ROOTS_CONNECTIONS  32  /* of MAX_CONNECTIONS: others who hold all they can get must not keep the evictor out */
+#define USER_CONNECTIONS   64  /* of one user, unless told otherwise */
+#define USER_REGIONS       256 /* the same */
 #define MAX_EVICT_REQUESTS 64 /* waiting for the evictor at once: as many fit its socket, so that no send to it waits */
 
 /* What an epoll event is about; the first member of whatever its pointer points to. */
@@ -30,7 +33,8 @@ struct conn {
 	struct watch watch; /* WATCH_CONN */
 	struct conn *next;
 	int fd;
-	uid_t uid;
+	uid_t uid; /* these by SO_PEERCRED: of when it connected */
+	gid_t gid;
 	pid_t pid;
 	bool dead;      /* closed at the end of the turn */
 	bool evictor;   /* this is the evictor */
@@ -75,6 +79,12 @@ struct membership {
 	uint64_t publish_ns;   /* ... not to publish before */
 };
 
+/* What the clients of one user may have together at a time; root's are not limited. */
+struct user_limits {
+	unsigned connections, regions;
+	uint64_t pages; /* FM_LIMIT_NONE: any number */
+};
+
 struct faultd {
 	/* options */
 	const char *store_uri;
@@ -84,6 +94,8 @@ struct faultd {
 	uint64_t local_pages;
 	unsigned shards; /* of a region, at most */
 	bool spawn_evictor;
+	bool no_seccomp;
+	struct user_limits user;
 	long grace_ms; /* DMA grace of new regions; -1: by the kind of client */
 	/* state */
 	int run_fd;  /* run directory */
@@ -96,10 +108,12 @@ struct faultd {
 	uint64_t uffd_features;
 	struct conn *conns;
 	unsigned nconns;
+	gid_t fm_gid; /* group fm; (gid_t)-1: there is none */
 	struct region *regions;
 	struct conn *evictor; /* NULL: none */
 	pid_t evictor_child;  /* 0: none */
 	bool child_came_up;   /* it has connected */
+	uint64_t spawned_ns;  /* when it was started */
 	uint64_t respawn_ns;  /* when to start another; 0: no need */
 	uint64_t next_cookie;
 	struct fm_registry *registry; /* NULL: none */
@@ -218,6 +232,20 @@ void members_on_server(struct faultd *d, struct conn *c, const struct fm_ctl_ser
  */
 int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct collector **out);
 bool collector_stop(struct collector *c);
+
+/* privilege.c. May this peer be the evictor, and change what is the host's? Root, and our own user. */
+bool conn_is_root(const struct conn *c);
+/* May it act on others' memory? Root, and who connects with group fm. */
+bool conn_is_trusted(const struct faultd *d, const struct conn *c);
+/* Is there room for one more connection of its user? Tells the peer when not. */
+bool conn_is_welcome(const struct faultd *d, struct conn *c);
+/* May its user have a region of so many pages more, and is the peer still who it was? Returns 0, or -errno with one line in why. */
+int conn_check_user(const struct faultd *d, const struct conn *c, uint64_t pages, char *why, size_t len);
+/* The paths that are opened or connected to later on, for lib/sandbox.h. Returns their number. */
+#define SANDBOX_PATHS (FM_SERVERS + 2)
+size_t sandbox_paths(const struct faultd *d, const struct fm_cluster_shm *c, const char *out[SANDBOX_PATHS]);
+/* All is open: give up what is not needed any more. */
+void sandbox_enter(struct faultd *d);
 
 /* check.c: --check. Returns the exit code. */
 int check_host(const struct faultd *d);

@@ -40,6 +40,9 @@ static const char usage[] =
     "      --key-file F     key that pages are sealed with (network stores; default RUN_DIR/host.key)\n"
     "      --no-seal        store pages in the clear\n"
     "      --no-evictor     do not start fm-evict\n"
+    "      --user-connections N, --user-regions N, --user-memory SIZE\n"
+    "                       what the clients of one user, but root, may have at a time (64, 256, none: no limit)\n"
+    "      --no-seccomp     without the filter of system calls\n"
     "      --grace MS       how long a device may go on writing a page that leaves (default 1000 for VMs, 0 for programs)\n"
     "  -n, --check          say whether this host will do, and exit\n"
     "  -v, --verbose        say more; twice: even more\n"
@@ -48,7 +51,8 @@ static const char usage[] =
     "\n"
     "SIZE: 4096, 64K, 512M, 4G, 1T, 20000p (pages), 25% (of this host's memory).\n";
 
-enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_GRACE };
+enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_NO_SECCOMP, OPT_USER_CONNECTIONS,
+       OPT_USER_REGIONS, OPT_USER_MEMORY, OPT_GRACE };
 
 static const struct option options[] = {
     {"store", required_argument, NULL, 's'},
@@ -62,6 +66,10 @@ static const struct option options[] = {
     {"no-seal", no_argument, NULL, OPT_NO_SEAL},
     {"no-evictor", no_argument, NULL, OPT_NO_EVICTOR},
     {"grace", required_argument, NULL, OPT_GRACE},
+    {"no-seccomp", no_argument, NULL, OPT_NO_SECCOMP},
+    {"user-connections", required_argument, NULL, OPT_USER_CONNECTIONS},
+    {"user-regions", required_argument, NULL, OPT_USER_REGIONS},
+    {"user-memory", required_argument, NULL, OPT_USER_MEMORY},
     {"check", no_argument, NULL, 'n'},
     {"verbose", no_argument, NULL, 'v'},
     {"help", no_argument, NULL, 'h'},
@@ -140,6 +148,21 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 			break;
 		case OPT_NO_EVICTOR:
 			d->spawn_evictor = false;
+			break;
+		case OPT_NO_SECCOMP:
+			d->no_seccomp = true;
+			break;
+		case OPT_USER_CONNECTIONS:
+			d->user.connections = (unsigned)number("--user-connections", arg, 1, MAX_CONNECTIONS);
+			break;
+		case OPT_USER_REGIONS:
+			d->user.regions = (unsigned)number("--user-regions", arg, 0, 1 << 20);
+			break;
+		case OPT_USER_MEMORY:
+			if (strcmp(arg, "none") == 0)
+				d->user.pages = FM_LIMIT_NONE;
+			else if (fm_size_parse(arg, host_pages(), &d->user.pages, &why))
+				fm_die(FM_EXIT_USAGE, "--user-memory: %s: %s", arg, why);
 			break;
 		case 'n':
 			a->check = true;
@@ -267,6 +290,10 @@ static void open_store(struct faultd *d)
 	/* A server that is away is an error to a new daemon, but must not keep one from taking its regions over. */
 	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
 		free(ids);
+	/* A new key in its place would be the loss of every page that is away. */
+	if (regions && d->store_options.key_file && access(d->store_options.key_file, F_OK) < 0)
+		fm_die(FM_EXIT_FAILED, "--key-file: %s: %m: pages of %zu region%s in %s are sealed with it", d->store_options.key_file, regions,
+		       regions == 1 ? "" : "s", d->run_dir);
 	d->store_options.must_answer = regions == 0;
 	d->store_options.make_cluster = true;
 	d->store_options.registry = members_wanted(d);
@@ -302,6 +329,7 @@ int main(int argc, char **argv)
 	    .local_pages = host_pages() / 2,
 	    .shards = cpus < 1 ? 1 : cpus > 4 ? 4 : (unsigned)cpus,
 	    .spawn_evictor = true,
+	    .user = {.connections = USER_CONNECTIONS, .regions = USER_REGIONS, .pages = FM_LIMIT_NONE},
 	    .grace_ms = -1,
 	};
 	struct arguments a = {.ready_fd = -1};
@@ -352,6 +380,7 @@ int main(int argc, char **argv)
 	if (server_open(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	FM_CRASH_POINT("start-listening");
+	sandbox_enter(&d);
 	if (d.spawn_evictor)
 		evictor_spawn(&d);
 	fm_info("serving %s on %s", d.store_uri, d.run_dir);

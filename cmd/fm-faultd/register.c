@@ -52,14 +52,14 @@ static int check_memfd(int fd, const struct fm_ctl_register *m, struct stat *st,
 }
 
 /* Does the client really have that file mapped shared there, at that offset, all of it? */
-static int check_mapping(pid_t pid, const struct fm_ctl_register *m, const struct stat *st, const char **why)
+static int check_mapping(pid_t pid, bool own, const struct fm_ctl_register *m, const struct stat *st, const char **why)
 {
 	uint64_t at = m->hva, end = m->hva + m->pages * FM_PAGE_SIZE;
 	struct fm_mapping *list;
 	size_t n;
 	int r = fm_proc_maps(pid, &list, &n);
 
-	if (r == -EACCES || r == -EPERM) {
+	if (own && (r == -EACCES || r == -EPERM)) {
 		/* Without CAP_SYS_PTRACE: a client can only mislead us about its own memory, to its own harm. */
 		return 0;
 	}
@@ -82,7 +82,7 @@ static int check_mapping(pid_t pid, const struct fm_ctl_register *m, const struc
 	return 0;
 }
 
-static int check_message(const struct conn *c, const struct fm_ctl_register *m, const char **why)
+static int check_message(const struct faultd *d, const struct conn *c, const struct fm_ctl_register *m, const char **why)
 {
 	*why = "message: a field is out of range";
 	if (m->pages == 0 || m->pages > FM_REGION_PAGES_MAX || m->hva == 0 || m->hva % FM_PAGE_SIZE ||
@@ -93,8 +93,8 @@ static int check_message(const struct conn *c, const struct fm_ctl_register *m, 
 		*why = "message: needs one memfd and as many userfaultfds as shards";
 		return -EINVAL;
 	}
-	if (m->pid && m->pid != c->pid && c->uid != 0 && c->uid != geteuid()) {
-		*why = "permission: only root may register another process's memory";
+	if (m->pid && m->pid != c->pid && !conn_is_trusted(d, c)) {
+		*why = "permission: only root or group fm may register another process's memory";
 		return -EPERM;
 	}
 	for (unsigned i = 1; i < c->nfds; i++)
@@ -253,7 +253,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	uint64_t start = 0, id = 0;
 	int e;
 
-	e = check_message(c, m, &why);
+	e = check_message(d, c, m, &why);
 	if (e == 0 && (!printable(m->name, false) || !printable(m->vm_id, true))) {
 		e = -EINVAL;
 		why = "message: a name must have 1 to 63 printable characters and no spaces";
@@ -261,7 +261,9 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	if (e == 0)
 		e = check_memfd(c->fds[0], m, &st, &why);
 	if (e == 0)
-		e = check_mapping(pid, m, &st, &why);
+		e = check_mapping(pid, pid == c->pid, m, &st, &why);
+	if (e == 0 && (e = conn_check_user(d, c, m->pages, store_why, sizeof store_why)) != 0)
+		why = store_why;
 	if (e) {
 		conn_error(c, -e, "%s", why);
 		return;

@@ -22,8 +22,6 @@
 #include "log.h"
 #include "policy.h"
 
-#define ROOTS_CONNECTIONS 32 /* of MAX_CONNECTIONS */
-
 /* What the loop watches besides connections and clients. */
 static struct watch watch_listen = {WATCH_LISTEN}, watch_signal = {WATCH_SIGNAL}, watch_timer = {WATCH_TIMER},
 		    watch_news = {WATCH_NEWS};
@@ -60,12 +58,6 @@ void conn_error(struct conn *c, int error, const char *fmt, ...)
 
 /* --- requests */
 
-/* May this peer act on what belongs to others? */
-static bool trusted(const struct conn *c)
-{
-	return c->uid == 0 || c->uid == geteuid();
-}
-
 static void on_hello(struct faultd *d, struct conn *c, const struct fm_ctl_hello *m)
 {
 	/* A shard is worth its thread from some 64 MiB on. */
@@ -96,7 +88,7 @@ static struct region *asked_region(struct faultd *d, struct conn *c, uint64_t id
 		conn_error(c, ENOENT, "%016llx: no such region", (unsigned long long)id);
 		return NULL;
 	}
-	if (!trusted(c) && r->map.hdr->uid != c->uid) {
+	if (!conn_is_trusted(d, c) && r->map.hdr->uid != c->uid) {
 		conn_error(c, EPERM, "%016llx: the region belongs to another user", (unsigned long long)id);
 		return NULL;
 	}
@@ -112,7 +104,7 @@ static void on_unregister(struct faultd *d, struct conn *c, const struct fm_ctl_
 		conn_reply(c, FM_CTL_OK, NULL, NULL, 0);
 		return;
 	}
-	if (!trusted(c) && c->pid != r->map.hdr->pid) {
+	if (!conn_is_trusted(d, c) && (c->pid != r->map.hdr->pid || c->uid != r->map.hdr->uid)) {
 		conn_error(c, EPERM, "%016llx: the region belongs to another process", (unsigned long long)m->id);
 		return;
 	}
@@ -169,7 +161,7 @@ static void on_limit(struct faultd *d, struct conn *c, const struct fm_ctl_evict
 		if (!r)
 			return;
 		atomic_store(&r->map.hdr->limit_pages, m->pages == FM_LIMIT_NONE ? 0 : m->pages);
-	} else if (!trusted(c)) {
+	} else if (!conn_is_root(c)) {
 		conn_error(c, EPERM, "limit: only root may change the budget of the host");
 		return;
 	} else {
@@ -195,7 +187,7 @@ static void on_grace(struct faultd *d, struct conn *c, const struct fm_ctl_evict
 
 static void on_server(struct faultd *d, struct conn *c, const struct fm_ctl_server *m)
 {
-	if (trusted(c))
+	if (conn_is_root(c))
 		members_on_server(d, c, m);
 	else
 		conn_error(c, EPERM, "server: only root may change the store");
@@ -269,7 +261,7 @@ static void on_message(struct faultd *d, struct conn *c)
 		on_limit(d, c, m);
 		break;
 	case FM_CTL_EVICTOR | 0x10000:
-		if (!trusted(c))
+		if (!conn_is_root(c))
 			refuse(c, "only root may be the evictor");
 		else
 			evictor_connected(d, c);
@@ -386,9 +378,9 @@ static void on_listen(struct faultd *d)
 	c->watch.kind = WATCH_CONN;
 	c->fd = fd;
 	c->uid = cred.uid;
+	c->gid = cred.gid;
 	c->pid = cred.pid;
-	/* The last few are root's: others who hold all they can get must not keep the evictor out. */
-	if ((!trusted(c) && d->nconns >= MAX_CONNECTIONS - ROOTS_CONNECTIONS) || watch_add(d, fd, &c->watch)) {
+	if (!conn_is_welcome(d, c) || watch_add(d, fd, &c->watch)) {
 		free(c);
 		close(fd);
 		return;
@@ -536,6 +528,7 @@ int server_open(struct faultd *d, char *why)
 		snprintf(why, FM_STORE_WHY, "%.128s: cannot listen: %s", sa.sun_path, strerror(errno));
 		return -errno;
 	}
+	d->fm_gid = g ? g->gr_gid : (gid_t)-1;
 	if (g && chown(sa.sun_path, (uid_t)-1, g->gr_gid) < 0)
 		fm_info("%s: cannot be given to group fm: %m", sa.sun_path);
 	sigemptyset(&signals);

@@ -228,7 +228,7 @@ stat_evictor_up() {
 
 @test "fm-faultd: SIGKILL and a restart lose nothing" {
 	start_faultd --local 256p
-	start_torture --size 8388608 --threads 4 --seconds 6
+	start_torture --size 8388608 --threads 4 --seconds 600
 	wait_for 20 region_there
 	for _ in 1 2 3 4 5; do
 		before=$(region_stat .evictions)
@@ -237,6 +237,7 @@ stat_evictor_up() {
 		wait_for 5 gone "$FAULTD_PID"
 		start_faultd --local 256p
 	done
+	kill -TERM "$TORTURE_PID"
 	torture_ends_well
 	wait_for 5 no_regions
 	wait_for 5 store_is_empty
@@ -421,7 +422,7 @@ descriptors_at_most() {
 @test "600 connections at once: those beyond the limit are closed, and root's evictor still gets in" {
 	requires python3 && requires setpriv || skip "no python3 or no setpriv"
 	[ "$(id -u)" -eq 0 ] || skip "not root"
-	start_faultd --local 64p
+	start_faultd --local 64p --user-connections 512
 	wait_for 10 test "$(children_of "$FAULTD_PID")"
 	chmod 711 "$FM_RUN_DIR" && chmod 666 "$sock"
 	open_path "$sock"

@@ -133,6 +133,7 @@ build_clients() {
 
 # start_client STEP...: start it in the background; sets CLIENT_PID. Its lines go to $FM_TMP/client.out and .err.
 start_client() {
+	: > "$FM_TMP/client.out" # at once: what the one before said must not be taken for this one's
 	"$BATS_FILE_TMPDIR/client" "$@" > "$FM_TMP/client.out" 2> "$FM_TMP/client.err" 3>&- < /dev/null &
 	CLIENT_PID=$!
 	track "$CLIENT_PID"

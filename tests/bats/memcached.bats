@@ -440,6 +440,32 @@ bad_server() {
 	stop_faultd
 }
 
+@test "a key that is gone is not made anew while regions' pages are sealed with it" {
+	mc_start a
+	args=(--local 64p --store "memcached:${MC_AT[a]}" --key-file "$FM_TMP/key")
+	start_faultd "${args[@]}"
+	lost_start one --size $((2 << 20))
+	lost_say one 30 fill
+	mv "$FM_TMP/key" "$FM_TMP/kept"
+	# The evictor's successor and new regions need it, too.
+	read -r evictor _ <<< "$(children_of "$FAULTD_PID")"
+	kill -KILL "$evictor"
+	wait_for 20 grep -q "$FM_TMP/key: the key that pages are sealed with: No such file" "$FM_TMP/faultd.log"
+	[ ! -e "$FM_TMP/key" ]
+	kill -KILL "$FAULTD_PID"
+	wait "$FAULTD_PID" || true
+	run timeout 30 "$FM_BIN/fm-faultd" "${args[@]}"
+	echo "$output"
+	[ "$status" -eq 1 ] && [[ $output == *"--key-file: $FM_TMP/key: No such file or directory: pages of 1 region in $FM_RUN_DIR are sealed with it"* ]]
+	[ ! -e "$FM_TMP/key" ]
+	mv "$FM_TMP/kept" "$FM_TMP/key"
+	start_faultd "${args[@]}"
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 512 ]
+	lost_end one
+	stop_faultd
+}
+
 # refused_key TEXT FILE
 refused_key() {
 	refused 2 "$1" --store "memcached:${MC_AT[a]}" --key-file "$2" ||

@@ -7,6 +7,7 @@
    peer.py SOCKET slow               a valid HELLO, one byte at a time; prints the reply's type
    peer.py SOCKET flood              HELLOs whose answers nobody reads, until it is thrown out
    peer.py SOCKET device             DEVICE; prints `lent` or the error
+   peer.py SOCKET others PID REGION  act on what is others': one line for each try, NAME: answer
 """
 import ctypes
 import mmap
@@ -283,4 +284,27 @@ def device():
     print("lent" if fds else "refused")
 
 
-{"registers": registers, "half": half, "random": fuzz, "many": many, "slow": slow, "flood": flood, "device": device}[sys.argv[2]]()
+def others():
+    pid, region = int(sys.argv[3]), int(sys.argv[4], 16)
+    memfd = os.memfd_create("peer")
+    os.ftruncate(memfd, 16 * PAGE)
+    uffds = [-1] * 16
+    body = struct.pack("<QQQQIiIi16i64s64s", 1 << 32, 16, 0, 0, 1, pid, 1, memfd, *uffds, b"peer", b"")
+    three = struct.pack("<QQQ", region, 1, 0)
+    tries = [
+        ("register", REGISTER, body, [memfd, memfd]),
+        ("unregister", UNREGISTER, struct.pack("<Q", region), []),
+        ("evict", EVICT, three, []),
+        ("limit", LIMIT, three, []),
+        ("limit-host", LIMIT, struct.pack("<QQQ", 0, 1000, 0), []),
+        ("detach", 17, struct.pack("<Q", region), []),
+        ("server", 18, struct.pack("<128sII", b"/tmp/x.sock", 0, 0), []),
+        ("evictor", EVICTOR, b"", []),
+    ]
+    for name, kind, what, fds in tries:
+        with connect() as s:
+            socket.send_fds(s, [header(kind, len(what), len(fds)) + what], fds)
+            print(name + ":", verdict(s), flush=True)
+
+
+{"others": others, "registers": registers, "half": half, "random": fuzz, "many": many, "slow": slow, "flood": flood, "device": device}[sys.argv[2]]()

@@ -256,9 +256,26 @@ static void test_large_folios(void)
 	close(fd);
 }
 
+static void test_owner(void)
+{
+	static const char text[] = "Name:\tUid:\t7\nUmask:\t0022\nUid:\t1000\t1001\t1002\t1003\nGid:\t7\t7\t7\t7\n";
+
+	for (unsigned uid = 1000; uid <= 1003; uid++)
+		is_u64(-fm_proc_parse_owner(text, sizeof text - 1, uid), 0, "uid %u is one of its", uid);
+	is_u64(-fm_proc_parse_owner(text, sizeof text - 1, 7), EPERM, "what looks like one in its name is not");
+	is_u64(-fm_proc_parse_owner(text, sizeof text - 1, 0), EPERM, "nor is root");
+	for (size_t len = 0; len < strlen("Name:\tUid:\t7\nUmask:\t0022\nUid:\t1000\t1001\t1002\t"); len++)
+		if (fm_proc_parse_owner(text, len, 1003) != -EPROTO)
+			ok(false, "cut off after %zu", len);
+	is_u64(-fm_proc_owned_by(getpid(), geteuid()), 0, "we are our own");
+	is_u64(-fm_proc_owned_by(getpid(), 4000000000u), EPERM, "... and nobody else's");
+	is_u64(-fm_proc_owned_by(1 << 30, 0), ESRCH, "no such process");
+}
+
 int main(void)
 {
 	test_start();
+	test_owner();
 	test_parse();
 	test_vmflags();
 	test_self();
