@@ -216,7 +216,7 @@ static void dir_put(struct fm_store *store, uint64_t region, struct fm_store_req
 
 		k = run_length(r + i, n - i, iov);
 		put = pwritev(fd, iov, (int)k, (off_t)(r[i].page * FM_PAGE_SIZE));
-		FM_CRASH_POINT("put-run");
+		FM_CRASH_POINT("dir-put-run");
 		for (unsigned j = 0; j < k; j++)
 			r[i + j].result = put < 0 ? put_error(errno) : put >= (ssize_t)(j + 1) * FM_PAGE_SIZE ? FM_STORE_OK : FM_STORE_FULL;
 	}

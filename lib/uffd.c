@@ -196,7 +196,6 @@ enum fm_uffd_result fm_uffd_poison(const struct fm_uffd *u, uint64_t hva, uint64
 /* What comes of protecting a page that can never be mapped: errno. */
 static int protect_nothing(const struct fm_uffd *u)
 {
-	/* The last page below 2^47 minus a page is never mapped (TASK_SIZE_MAX): ENOENT while the memory exists, ESRCH after. */
 	struct uffdio_writeprotect w = {
 	    .range = {.start = (1ull << 47) - 3 * 4096, .len = 4096},
 	    .mode = UFFDIO_WRITEPROTECT_MODE_WP,

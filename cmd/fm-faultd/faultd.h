@@ -65,6 +65,7 @@ struct region {
 	atomic_bool unbounded; /* no budget holds for it, and it is not in daemon->resident; changed while its shards are paused */
 	bool asked;            /* all shards know what is asked of them */
 	bool moved;            /* a part of it, by mremap() */
+	bool look_again; /* some of it was unmapped: is any left? */
 	bool ending; /* nothing is served any more; it waits for the evictor to let go of it, or to delete its keys */
 };
 
@@ -145,6 +146,11 @@ struct region *region_new(void);
  * name pages that were unmapped before.
  */
 uint32_t region_mapped_shards(const struct region *r);
+/*
+ * Has the client nothing of the region mapped any more, and does it wait for no event of that? Closing its userfaultfds while it does would
+ * leave it waiting for ever.
+ */
+bool region_unmapped(const struct region *r);
 /* Is the descriptor a userfaultfd? */
 bool region_is_uffd(int fd);
 void region_unlink_state(struct faultd *d, struct region *r);

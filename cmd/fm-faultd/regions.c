@@ -46,6 +46,16 @@ uint32_t region_mapped_shards(const struct region *r)
 	return mapped;
 }
 
+bool region_unmapped(const struct region *r)
+{
+	if (region_mapped_shards(r))
+		return false;
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		if (r->uffd[i].fd >= 0 && !fm_uffd_is_quiet(&r->uffd[i]))
+			return false;
+	return true;
+}
+
 bool region_is_uffd(int fd)
 {
 	char path[64], to[64];
@@ -247,8 +257,11 @@ void regions_news(struct faultd *d)
 		if (news & FM_SHARD_REFUSED)
 			fm_warn("region %016llx (%s): the kernel refuses to install a page; its fault waits",
 				(unsigned long long)r->map.hdr->id, region_name(r));
-		if ((news & FM_SHARD_NO_PROCESS) || ((news & FM_SHARD_UNMAPPED) && !region_mapped_shards(r)))
+		r->look_again |= news & FM_SHARD_UNMAPPED;
+		if ((news & FM_SHARD_NO_PROCESS) || (r->look_again && region_unmapped(r)))
 			region_end(d, r);
+		else if (r->look_again && region_mapped_shards(r))
+			r->look_again = false; /* the next event says when it goes on */
 	}
 }
 
@@ -259,7 +272,7 @@ void regions_check_alive(struct faultd *d)
 	/* After exec() the pidfd says nothing, and no event comes: the old memory is just gone. */
 	for (struct region *r = d->regions; r; r = next) {
 		next = r->next;
-		if (!r->ending && !fm_uffd_mm_alive(&r->uffd[0]))
+		if (!r->ending && (!fm_uffd_mm_alive(&r->uffd[0]) || (r->look_again && region_unmapped(r))))
 			region_end(d, r);
 	}
 }

@@ -129,8 +129,9 @@ static int fetch_region(struct region *r)
 		if (!fm_uffd_mm_alive(&r->uffd[i]))
 			return -ESRCH;
 	}
-	if (!region_mapped_shards(r))
+	if (region_unmapped(r))
 		return -ESRCH;
+	r->look_again = true;
 	e = fetch_memfd(r);
 	if (e < 0)
 		return e;
@@ -170,8 +171,15 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 		return -ENOMEM;
 	fm_shmfile_region_name(id, name);
 	e = fm_shmfile_region_map(d->run_fd, name, FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &r->map, &bad);
+	if (e == -ENODATA) {
+		/* Its maker died before it counted: the client was never answered, and has given up. */
+		fm_info("%s/%s: was not finished: removed", d->run_dir, name);
+		unlinkat(d->run_fd, name, 0);
+		free(r);
+		return 0;
+	}
 	if (e) {
-		/* Not ours, or of another version, or made half-way: left alone, and said. */
+		/* Not ours, or of another version: left alone, and said. */
 		fm_warn("%s/%s: %s: left alone", d->run_dir, name, bad ? bad : strerror(-e));
 		free(r);
 		return 0;

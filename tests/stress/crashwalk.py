@@ -21,7 +21,7 @@ import threading
 import time
 
 SLOT, SLOTS = 64, 8
-PATIENCE = 60  # seconds until a point must have been reached
+PATIENCE = 20  # seconds until a point must have been reached
 
 # Which point another daemon's death leads to: the first is armed with it.
 AFTER = {
@@ -34,7 +34,7 @@ AFTER = {
 }
 
 # Rare ones are taken at their first pass; of others, some of the passes are let go by.
-OFTEN = ("fill-", "unprotect-", "take-", "protect-", "put-", "stored-", "punched-", "leave-", "room-", "ring-", "due-", "grace-")
+OFTEN = ("fill-", "unprotect-", "take-", "protect-", "put-", "dir-", "stored-", "punched-", "leave-", "room-", "ring-", "due-", "grace-")
 
 
 class Walk:
@@ -140,7 +140,7 @@ class Walk:
 
     def servers(self):
         """Pages that move between servers: one is drained and added again."""
-        server = self.store.split("//")[1].split("?")[0].split(",")[0]
+        server = self.store[len("memcached:"):].split("?")[0].split(",")[0].removeprefix("//")
         what = "--drain-server"
         while not self.stop.is_set():
             try:
@@ -188,6 +188,15 @@ class Walk:
             pid = struct.unpack("i", f.read(4))[0]
         return pid > 0 and os.path.exists(f"/proc/{pid}")
 
+    def set_grace(self, ms):
+        for _ in range(100):
+            self.keep_up()
+            if subprocess.run([os.path.join(self.bin, "fm-evict"), "--grace", str(ms), "torture"], env=self.env,
+                              stderr=subprocess.DEVNULL, check=False).returncode == 0:
+                return
+            time.sleep(0.05)
+        raise RuntimeError("fm-evict --grace fails")
+
     def walk(self, points, seed):
         rnd = random.Random(seed)
         missed = []
@@ -198,7 +207,7 @@ class Walk:
         jobs = [self.small_clients]
         jobs += [self.losers] if self.store.startswith("dir:") and any(p.startswith("lost-") for p in points) else []
         jobs += [self.servers] if self.store.startswith("memcached") else []
-        threads = [threading.Thread(target=t) for t in jobs]
+        threads = [threading.Thread(target=t, daemon=True) for t in jobs]
         for t in threads:
             t.start()
         for point in points:
@@ -207,7 +216,7 @@ class Walk:
             want = 40 if point.startswith(("grace-", "due-")) else 0
             if want != self.grace:
                 self.grace = want
-                subprocess.run([os.path.join(self.bin, "fm-evict"), "--grace", str(want), "torture"], env=self.env, check=True)
+                self.set_grace(want)
             ok = self.reach(point, rnd)
             if not ok:
                 missed.append(point)
