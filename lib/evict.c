@@ -490,7 +490,7 @@ static void put_begin(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 		if (!v->ours || v->was_clean)
 			continue;
 		if (v->zero) {
-			stored(r, b, v, bytes, e->store->ops->lists_no_keys);
+			stored(r, b, v, bytes, e->store->ops->by_generation);
 			continue;
 		}
 		b->who[b->nreq] = i;
@@ -511,7 +511,7 @@ static void put_begin(struct fm_evictor *e, struct fm_evict_region *r, struct ba
 /* Wait for the store's acknowledgements: each page that has its own may leave from here on. */
 static void put_end(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b)
 {
-	bool by_gen = e->store->ops->lists_no_keys;
+	bool by_gen = e->store->ops->by_generation;
 	unsigned put = 0;
 	uint64_t bad = 0;
 

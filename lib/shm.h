@@ -190,6 +190,7 @@ struct fm_daemon_shm {
 	_Atomic uint64_t store_used_bytes;
 	_Atomic uint64_t store_limit_bytes; /* 0 unknown */
 	_Atomic uint64_t store_errors;
+	_Atomic uint64_t store_servers; /* up; 0 not known, or in cluster */
 	_Alignas(64) struct fm_cluster_shm cluster; /* servers of a network store */
 	_Alignas(64) struct fm_registry_shm registry;
 };

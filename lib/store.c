@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct fm_store_ops *const kinds[] = {&fm_store_dir, &fm_store_memcached};
+static const struct fm_store_ops *const kinds[] = {&fm_store_dir, &fm_store_memcached, &fm_store_ramcloud};
 
 static const struct fm_store_options plain;
 

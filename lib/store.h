@@ -51,6 +51,7 @@ struct fm_store_options {
 /* What a kind of store must do; see the functions of the same names below. */
 struct fm_store_ops {
 	const char *scheme; /* "dir:" */
+	bool by_generation;  /* each generation of a page has a place of its own: copies that no word names must be deleted */
 	bool lists_no_keys;  /* region_end cannot find what is stored: the keys are deleted one by one before it */
 	int (*check)(const char *uri, const struct fm_store_options *o, char *why);
 	int (*open)(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why);
@@ -66,6 +67,7 @@ struct fm_store_ops {
 	void (*forget)(struct fm_store *s, uint64_t region);
 	int (*region_end)(struct fm_store *s, uint64_t region);
 	int (*usage)(struct fm_store *s, uint64_t *used_bytes, uint64_t *limit_bytes);
+	unsigned (*servers)(const struct fm_store *s); /* NULL: not known, or in the cluster's table */
 };
 
 /* First member of every kind's own structure. */
@@ -168,6 +170,12 @@ static inline int fm_store_usage(struct fm_store *s, uint64_t *used_bytes, uint6
 	return s->ops->usage(s, used_bytes, limit_bytes);
 }
 
+/* Servers that were up when the store was last looked at; 0: not known. Waits for nothing. */
+static inline unsigned fm_store_servers(const struct fm_store *s)
+{
+	return s->ops->servers ? s->ops->servers(s) : 0;
+}
+
 /*
  * Add a memcached server to the table, or make a drained one a member again; the next fm_store_monitor() opens an epoch with it. Returns its
  * slot, or -errno with one line in why. fm-faultd's main thread only. May wait for DNS.
@@ -193,7 +201,7 @@ unsigned fm_store_memcached_apply(struct fm_cluster_shm *c, const struct fm_memb
  */
 size_t fm_store_paths(const char *uri, const struct fm_cluster_shm *c, const char **out, size_t cap);
 
-extern const struct fm_store_ops fm_store_dir, fm_store_memcached;
+extern const struct fm_store_ops fm_store_dir, fm_store_memcached, fm_store_ramcloud;
 
 /* Are all 4096 bytes zero? page is 8-byte aligned. */
 bool fm_page_is_zero(const void *page);

@@ -639,5 +639,6 @@ const struct fm_store_ops fm_store_memcached = {
     .region_end = mc_region_end,
     .usage = mc_usage,
     .monitor = mc_monitor,
+    .by_generation = true,
     .lists_no_keys = true,
 };

@@ -160,10 +160,11 @@ static bool check_run_dir(const struct faultd *d)
 
 static bool check_store(const struct faultd *d)
 {
+	struct fm_store_options o = d->store_options;
 	struct fm_store *s;
 	char why[FM_STORE_WHY], text[400], a[16], b[16];
 	uint64_t used, limit;
-	struct fm_store_options o = d->store_options;
+	unsigned servers;
 	int e;
 
 	/* Every server must be there; and the default key is made by the daemon, not by a question. */
@@ -173,13 +174,17 @@ static bool check_store(const struct faultd *d)
 	if (e)
 		return say(false, "store", why);
 	e = fm_store_usage(s, &used, &limit);
+	servers = fm_store_servers(s);
 	fm_store_close(s);
 	if (e) {
 		snprintf(text, sizeof text, "%.200s: %s", d->store_uri, strerror(-e));
 		return say(false, "store", text);
 	}
-	snprintf(text, sizeof text, "%.200s: %s used of %s", d->store_uri, fm_size_format(used / 4096, a),
-		 fm_size_format(limit / 4096, b));
+	if (used || limit)
+		snprintf(text, sizeof text, "%.200s: %s used of %s", d->store_uri, fm_size_format(used / 4096, a),
+			 fm_size_format(limit / 4096, b));
+	else
+		snprintf(text, sizeof text, "%.200s: answers, %u servers", d->store_uri, servers);
 	return say(true, "store", text);
 }
 

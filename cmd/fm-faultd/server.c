@@ -447,6 +447,7 @@ static void on_timer(struct faultd *d)
 	fm_store_monitor(d->store);
 	members_tick(d);
 	e = fm_store_usage(d->store, &used, &limit);
+	atomic_store(&d->daemon->store_servers, fm_store_servers(d->store));
 	atomic_store(&d->daemon->store_up, e == 0);
 	if (e == 0) {
 		atomic_store(&d->daemon->store_used_bytes, used);

@@ -103,11 +103,11 @@ int print_json(const struct sample *s, bool with_histogram)
 	for (unsigned i = 0; i < s->nstores; i++) {
 		const struct sample_store *t = &s->stores[i];
 
-		json_array_append_new(stores, json_pack("{s:s, s:b, s:o, s:o, s:o, s:s, s:s*, s:b, s:b, s:o, s:o, s:o}", "uri", t->uri, "up", (int)t->up,
+		json_array_append_new(stores, json_pack("{s:s, s:b, s:o, s:o, s:o, s:s, s:s*, s:b, s:b, s:o, s:o, s:o, s:o}", "uri", t->uri, "up", (int)t->up,
 							"used_bytes", number(t->used_bytes), "limit_bytes", number(t->limit_bytes),
 							"errors", number(t->errors), "state", t->state, "role", t->role, "drained", (int)t->drained,
 							"full", (int)t->full, "items", number(t->items), "restarts", number(t->restarts), "rtt_ns",
-							number(t->rtt_ns)));
+							number(t->rtt_ns), "servers", number(t->servers)));
 	}
 	daemon = json_pack("{s:o, s:o, s:o, s:o}", "pid", number(s->daemon_pid > 0 ? (uint64_t)s->daemon_pid : 0), "uptime_s",
 			   number(s->uptime_s), "local_limit_pages", number(s->limit_pages), "resident_pages",

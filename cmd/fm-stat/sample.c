@@ -71,6 +71,7 @@ static void read_store(const struct fm_daemon_shm *d, struct sample *s)
 	t->used_bytes = fm_ld(&d->store_used_bytes);
 	t->limit_bytes = fm_ld(&d->store_limit_bytes);
 	t->errors = fm_ld(&d->store_errors);
+	t->servers = fm_ld(&d->store_servers);
 	s->nstores = 1;
 }
 

@@ -34,6 +34,7 @@ struct sample_store {
 	bool full;         /* refused a page for want of room */
 	uint64_t used_bytes, limit_bytes; /* limit 0 unknown */
 	uint64_t errors, items, restarts, rtt_ns;
+	uint64_t servers; /* up, of a store that is one thing; 0 unknown */
 };
 
 struct sample {

@@ -178,16 +178,18 @@ void print_latency(const struct sample *s)
 
 void print_stores(const struct sample *s)
 {
-	char used[16], lim[16], rtt[16];
+	char used[16], lim[16], rtt[16], servers[40];
 
 	printf("%-5s %8s %8s %10s %8s %10s  %s\n", "STATE", "USED", "LIMIT", "ITEMS", "RTT", "ERRORS", "URI");
 	for (unsigned i = 0; i < s->nstores; i++) {
 		const struct sample_store *t = &s->stores[i];
 
-		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
+		if (t->servers)
+			snprintf(servers, sizeof servers, "  %" PRIu64 " servers", t->servers);
+		printf("%-5s %8s %8s %10" PRIu64 " %8s %10" PRIu64 "  %s%s%s%s%s%s\n", t->state, pages((t->used_bytes + 4095) / 4096, used),
 		       t->limit_bytes ? fm_size_format(t->limit_bytes / 4096, lim) : "-", t->items,
 		       t->rtt_ns ? duration(t->rtt_ns, rtt) : "-", t->errors, t->uri, t->drained ? "  " : "", t->drained ? t->role : "",
-		       t->full ? "  full" : "",
+		       t->full ? "  full" : "", t->servers ? servers : "",
 		       s->daemon_pid ? "" : "  (as the daemon left it)");
 	}
 	if (s->epoch)

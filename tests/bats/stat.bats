@@ -148,7 +148,7 @@ refused() {
 	jq -e '.regions[0].latency_ns == {"p50": 8191, "p90": 8191, "p99": 12287, "p999": 811111, "max": 811111}' "$FM_TMP/json"
 	jq -e '.regions[1].name == "we\"i\\rd name" and .regions[1].local_limit_pages == 0' "$FM_TMP/json"
 	jq -e '.stores == [{"uri": "dir:/srv/fm", "up": true, "used_bytes": 122880000, "limit_bytes": 0, "errors": 3,
-		"state": "up", "drained": false, "full": false, "items": 0, "restarts": 0, "rtt_ns": 0}]
+		"state": "up", "drained": false, "full": false, "items": 0, "restarts": 0, "rtt_ns": 0, "servers": 0}]
 		and .placement == {"epoch": 0, "epochs": 0, "pages_left": 0, "pages_moved": 0}' \
 		"$FM_TMP/json"
 	jq -e '[.. | numbers | . == floor] | all' "$FM_TMP/json"

@@ -128,6 +128,7 @@
 	F(fm_daemon_shm, store_used_bytes, 720, 8) \
 	F(fm_daemon_shm, store_limit_bytes, 728, 8) \
 	F(fm_daemon_shm, store_errors, 736, 8) \
+	F(fm_daemon_shm, store_servers, 744, 8) \
 	F(fm_daemon_shm, cluster, 768, 21808) \
 	F(fm_daemon_shm, registry, 22592, 48) \
 	S(fm_daemon_shm, 22656) \
