@@ -181,4 +181,12 @@ void print_prometheus(const struct sample *s)
 	printf("fm_store_pages_left %" PRIu64 "\n", s->pages_left);
 	head("fm_store_pages_moved_total", "counter", "Stored pages that were moved to a newer placement epoch.");
 	printf("fm_store_pages_moved_total %" PRIu64 "\n", s->pages_moved);
+	if (!s->registry)
+		return;
+	head("fm_registry_up", "gauge", "1 when the registry is connected.");
+	printf("fm_registry_up %d\n", s->registry_here);
+	head("fm_registry_epoch", "gauge", "Epoch of the store's membership that this host goes by, 0 for none yet.");
+	printf("fm_registry_epoch %" PRIu64 "\n", s->registry_epoch);
+	head("fm_registry_settled_epoch", "gauge", "Membership epoch that no page of this host is placed by an older one than.");
+	printf("fm_registry_settled_epoch %" PRIu64 "\n", s->registry_settled);
 }
