@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -351,16 +352,44 @@ static void write_protect(struct fm_evict_region *r, struct batch *b)
 	}
 }
 
+bool evict_has_noted(const struct fm_shard_shm *m)
+{
+	struct timespec nap = {.tv_nsec = 50000};
+
+	for (int tries = 0; atomic_load(&m->reading); tries++) {
+		if (tries == 200)
+			return false;
+		if (tries < 10)
+			sched_yield();
+		else
+			nanosleep(&nap, NULL);
+	}
+	return true;
+}
+
 /*
- * A discard may have been noted between the look in take() and the swap, or after it. Its client goes on at once, and what it writes before
- * the protection is on raises no fault: the walk would then find DROPPING, and have the page and that write thrown away. Whoever wrote so
- * wrote after the note: so a page that no note names now, protected, was not written to unseen.
+ * A discard may have been read since the look in take(). Its client goes on at once, and what it writes before the protection is on raises no
+ * fault: the walk would then find a page that has left, and have that write thrown away with it. But such an event was read before the
+ * protection was on: so once everything read until now is noted, a page that no note names was not written to unseen. An event that is
+ * read later finds the page protected, and its client's writes wait for the walk.
  */
 static void spare_discarded(struct fm_evict_region *r, struct batch *b)
 {
-	for (unsigned i = 0; i < b->n; i++)
-		if (b->v[i].ours && !b->v[i].was_clean && evict_is_discarded(&r->map.shards[b->v[i].shard], b->v[i].page))
+	unsigned shard = UINT_MAX;
+	bool noted = true;
+
+	for (unsigned i = 0; i < b->n; i++) {
+		const struct victim *v = &b->v[i];
+
+		if (!v->ours || v->was_clean)
+			continue;
+		if (v->shard != shard) {
+			shard = v->shard;
+			noted = evict_has_noted(&r->map.shards[shard]);
+		}
+		if (!noted || evict_is_discarded(&r->map.shards[shard], v->page))
 			give_back(r, b, &b->v[i]);
+	}
 }
 
 /* Read the dirty pages into their slots of buf (slot i is victim i) and find the ones that are all zero. */

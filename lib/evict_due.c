@@ -109,8 +109,10 @@ static void decide(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 		return;
 	}
 	if (!same(e, r, p)) {
-		/* Or a discard, noted since then, has punched it. */
-		if (fm_page_cas(word, w, fm_word_to(w, FM_DIRTY, FM_F_ZERO, 0)) && !evict_is_discarded(&r->map.shards[v.shard], p->page))
+		const struct fm_shard_shm *m = &r->map.shards[v.shard];
+
+		/* Unless its client has just discarded it, and punched it. */
+		if (fm_page_cas(word, w, fm_word_to(w, FM_DIRTY, FM_F_ZERO, 0)) && evict_has_noted(m) && !evict_is_discarded(m, p->page))
 			fm_bump(&r->map.hdr->evict.late_writes, 1);
 		fm_victims_push(r->victims, p->page);
 		return;

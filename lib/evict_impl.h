@@ -45,6 +45,12 @@ unsigned evict_shard_of(const struct fm_evict_region *r, uint32_t page);
 bool evict_is_discarded(const struct fm_shard_shm *m, uint32_t page);
 
 /*
+ * Has the shard noted every event that it had read when this was called? It does within microseconds; false: it is stopped, or very slow
+ * (waits for 10 ms).
+ */
+bool evict_has_noted(const struct fm_shard_shm *m);
+
+/*
  * Punch the pages of the batch that are ours (DROPPING), publish REMOTE or EMPTY, wake their waiters, count, and take the batch out of
  * evict_inflight. Returns how many left the host.
  */

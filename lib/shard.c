@@ -177,22 +177,6 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 	}
 }
 
-static unsigned read_events(struct fm_shard *s)
-{
-	ssize_t n = read(s->o.uffd.fd, s->shm->events, sizeof s->shm->events);
-
-	if (n < 0 && errno == EAGAIN && s->blocking) {
-		/* The client shares the descriptor's flags, and has changed them. It must not make us spin. */
-		struct timespec nap = {.tv_nsec = 1000000};
-
-		s->blocking = false;
-		nanosleep(&nap, NULL);
-	}
-	if (n > 0)
-		FM_CRASH_POINT("events-read");
-	return n > 0 ? (unsigned)((size_t)n / sizeof(struct uffd_msg)) : 0;
-}
-
 static_assert(sizeof(struct uffd_msg) == sizeof((struct fm_shard_shm *)0)->events[0], "room for events");
 
 static void handle_events(struct fm_shard *s, unsigned n)
@@ -227,21 +211,42 @@ static void note_old_events(struct fm_shard *s)
 	}
 }
 
-static void set_blocking(struct fm_shard *s, bool on)
+/* Wait for an event; -1: for as long as it takes. Reads nothing. Returns whether there is one. */
+static bool wait_event(struct fm_shard *s, int timeout_ms)
 {
-	if (s->blocking != on)
-		fcntl(s->o.uffd.fd, F_SETFL, O_RDWR | (on ? 0 : O_NONBLOCK));
-	s->blocking = on;
+	struct pollfd p = {.fd = s->o.uffd.fd, .events = POLLIN};
+
+	if (poll(&p, 1, timeout_ms) > 0 && (p.revents & POLLERR)) {
+		/* Not O_NONBLOCK any more: the client shares the descriptor's flags, and has changed them. It must not make us spin. */
+		struct timespec nap = {.tv_nsec = 1000000};
+
+		fcntl(s->o.uffd.fd, F_SETFL, O_RDWR | O_NONBLOCK);
+		nanosleep(&nap, NULL);
+	}
+	return p.revents & POLLIN;
+}
+
+/*
+ * Read and note the events that are there. A client goes on as soon as its event is read, and the evictor must know when one may have been
+ * read that is not noted yet: so the read is not the one that waits, and `reading` is set around both.
+ */
+static unsigned read_events(struct fm_shard *s)
+{
+	ssize_t n;
+
+	atomic_store(&s->shm->reading, 1);
+	n = s->o.uffd.ops->read(s->o.uffd.fd, s->shm->events, sizeof s->shm->events);
+	if (n > 0)
+		FM_CRASH_POINT("events-read");
+	n = n > 0 ? n / (ssize_t)sizeof(struct uffd_msg) : 0;
+	handle_events(s, (unsigned)n);
+	atomic_store(&s->shm->reading, 0);
+	return (unsigned)n;
 }
 
 unsigned shard_read_events(struct fm_shard *s)
 {
-	unsigned n;
-
-	set_blocking(s, false);
-	n = read_events(s);
-	handle_events(s, n);
-	return n;
+	return wait_event(s, 0) ? read_events(s) : 0;
 }
 
 /* Serve what is pending as far as it can be served now. */
@@ -305,19 +310,13 @@ static void *shard_main(void *arg)
 	while (!atomic_load(&s->stop)) {
 		/* Read before serving: room made from here on is seen by the wait. */
 		uint32_t room_seq = atomic_load(&s->o.daemon->room_seq);
-		bool home;
-		unsigned n;
+		bool events, home;
 
 		shard_home_see(s);
-		set_blocking(s, s->npending == 0 && left == DISCARD_NONE && !shard_home_busy(s));
-		if (s->npending == 0 && left == DISCARD_LATER && !shard_home_busy(s)) {
-			struct pollfd p = {.fd = s->o.uffd.fd, .events = POLLIN};
-
-			poll(&p, 1, 20);
-		}
-		n = read_events(s);
+		events = wait_event(s, s->npending || left == DISCARD_MORE || shard_home_busy(s) ? 0 : left == DISCARD_LATER ? 20 : -1);
 		pthread_mutex_lock(&s->turn);
-		handle_events(s, n);
+		if (events)
+			read_events(s);
 		left = shard_discard_some(s);
 		home = shard_home_some(s, left);
 		if (s->npending) {
@@ -341,7 +340,7 @@ static void idle(void *arg)
 
 static void on_stop_signal(int sig)
 {
-	(void)sig; /* its only work is to end a read(2) */
+	(void)sig; /* its only work is to end a poll(2) */
 }
 
 int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
@@ -367,6 +366,7 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	fm_prefetch_init(&s->prefetch);
 	pthread_mutex_init(&s->turn, NULL);
 	note_old_events(s);
+	atomic_store(&s->shm->reading, 0); /* a daemon before us may have died there */
 	/* A slow server must not keep events unread. */
 	fm_store_set_idle(o->store, idle, s);
 	sigaction(FM_STOP_SIGNAL, &sa, NULL);
@@ -395,7 +395,7 @@ void fm_shard_stop(struct fm_shard *s)
 	struct timespec nap = {.tv_nsec = 1000000};
 
 	atomic_store(&s->stop, true);
-	/* A signal that comes just before the read is lost: so again until the thread says that it has left. */
+	/* A signal that comes just before the poll is lost: so again until the thread says that it has left. */
 	while (!atomic_load(&s->stopped)) {
 		pthread_kill(s->thread, FM_STOP_SIGNAL);
 		nanosleep(&nap, NULL);
@@ -412,7 +412,7 @@ void fm_shard_pause(struct fm_shard *s)
 {
 	struct timespec nap = {.tv_nsec = 1000000};
 
-	/* A client that plays with the descriptor's flags may have us wait in a read(2) within a turn: the signal ends it. */
+	/* A client that plays with the descriptor's flags may have us wait in a read(2): the signal ends it. */
 	while (pthread_mutex_trylock(&s->turn)) {
 		nanosleep(&nap, NULL);
 		pthread_kill(s->thread, FM_STOP_SIGNAL);

@@ -52,7 +52,6 @@ struct fm_shard {
 	bool partly_moved; /* by mremap(): faults outside of the range are of those pages */
 	struct pending pending[FM_PENDING];
 	unsigned npending;
-	bool blocking; /* is the uffd in blocking mode? */
 	bool overflow; /* faults were dropped: wake the whole range when there is room */
 	struct fill fill[FM_FILL];
 	unsigned nfill;

@@ -113,7 +113,7 @@ struct fm_shard_shm {
 	uint64_t pages;
 	_Atomic uint64_t hva;  /* client's address of first_page; changes on mremap */
 	int32_t client_uffd;   /* its number in the client process */
-	uint32_t reserved;
+	_Atomic uint32_t reading; /* 1: events may have been read that are not noted yet. Written by the shard */
 	/* Pages the shard owns (BUSY), page + 1; 0 none. Entry set before the page is taken, cleared after it is given back. */
 	_Atomic uint32_t inflight[FM_BATCH];
 	_Atomic uint64_t discarding; /* slots of discard in use */

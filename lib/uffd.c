@@ -13,7 +13,7 @@ static int kernel_ioctl(int fd, unsigned long request, void *arg)
 	return ioctl(fd, request, arg);
 }
 
-const struct fm_uffd_ops fm_uffd_kernel = {.ioctl = kernel_ioctl};
+const struct fm_uffd_ops fm_uffd_kernel = {.ioctl = kernel_ioctl, .read = read};
 
 enum fm_uffd_result fm_uffd_classify(int error)
 {

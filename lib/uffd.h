@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* What an ioctl on a userfaultfd came to. */
 enum fm_uffd_result {
@@ -19,9 +20,10 @@ enum fm_uffd_result {
 	FM_UFFD_NOT_POSSIBLE, /* anything else: EINVAL and the like; a bug or a kernel without the feature */
 };
 
-/* Kernel calls, replaceable so that a test can inject errors. */
+/* Kernel calls, replaceable so that a test can inject errors and delays. */
 struct fm_uffd_ops {
 	int (*ioctl)(int fd, unsigned long request, void *arg); /* as ioctl(2) */
+	ssize_t (*read)(int fd, void *buf, size_t n);           /* as read(2) */
 };
 extern const struct fm_uffd_ops fm_uffd_kernel; /* the real ones */
 

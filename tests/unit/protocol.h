@@ -41,7 +41,7 @@
 
 /* What goes wrong, each so often in 1000. */
 struct trouble {
-	unsigned put_full, get_down, delete_down, eagain, partial;
+	unsigned put_full, get_down, delete_down, eagain, partial, slow_read;
 	unsigned grace_ms; /* not trouble, but the time for it */
 	bool only_remove;  /* no MADV_DONTNEED */
 };
@@ -227,7 +227,20 @@ static int bad_ioctl(int fd, unsigned long request, void *arg)
 	return ioctl(fd, request, arg);
 }
 
-static const struct fm_uffd_ops bad_kernel = {.ioctl = bad_ioctl};
+/* A shard that is not run on for a while, just when its read has let a client go on. */
+static ssize_t slow_read(int fd, void *buf, size_t len)
+{
+	ssize_t n = read(fd, buf, len);
+
+	if (n > 0 && happens(trouble.slow_read)) {
+		uint64_t s = (uint64_t)fm_now_ns();
+
+		nanosleep(&(struct timespec){.tv_nsec = (long)(next_random(&s) % 30000000)}, NULL);
+	}
+	return n;
+}
+
+static const struct fm_uffd_ops bad_kernel = {.ioctl = bad_ioctl, .read = slow_read};
 
 /* --- one region and all that works on it */
 

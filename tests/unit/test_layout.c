@@ -77,7 +77,7 @@
 	F(fm_shard_shm, pages, 8, 8) \
 	F(fm_shard_shm, hva, 16, 8) \
 	F(fm_shard_shm, client_uffd, 24, 4) \
-	F(fm_shard_shm, reserved, 28, 4) \
+	F(fm_shard_shm, reading, 28, 4) \
 	F(fm_shard_shm, inflight, 32, 256) \
 	F(fm_shard_shm, discarding, 288, 8) \
 	F(fm_shard_shm, discard, 296, 2560) \
