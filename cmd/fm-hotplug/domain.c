@@ -282,6 +282,7 @@ int domain_devices(struct vm *vm, struct device **list, size_t *n)
 		d->gpa = m->gpa;
 		d->bytes = strcmp(m->model, "virtio-mem") ? m->bytes : m->current;
 		d->max_bytes = m->bytes;
+		d->requested = m->requested;
 		d->node = m->node;
 		d->slot = m->slot;
 		d->hotplugged = true; /* libvirt unplugs those that the domain was started with, too */

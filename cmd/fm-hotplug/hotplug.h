@@ -72,6 +72,7 @@ struct device {
 	uint64_t gpa;
 	uint64_t bytes;   /* plugged */
 	uint64_t max_bytes; /* of guest addresses taken: more than bytes for a virtio-mem device */
+	uint64_t requested; /* a virtio-mem device: what the guest is asked to take */
 	int node;
 	int slot;         /* -1: none */
 	bool hotplugged;

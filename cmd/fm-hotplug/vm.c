@@ -331,6 +331,7 @@ int vm_devices(struct vm *vm, struct device **list, size_t *n)
 		d->gpa = integer(data, json_object_get(data, "memaddr") ? "memaddr" : "addr");
 		d->bytes = integer(data, "size");
 		d->max_bytes = json_object_get(data, "max-size") ? integer(data, "max-size") : d->bytes;
+		d->requested = integer(data, "requested-size");
 		d->node = (int)integer(data, "node");
 		d->slot = slot ? (int)json_integer_value(slot) : -1;
 		d->hotplugged = !json_object_get(data, "hotplugged") || json_is_true(json_object_get(data, "hotplugged"));

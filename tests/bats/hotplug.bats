@@ -284,8 +284,8 @@ print(n)
 	hotplug 0 "pid:$VM_PID" 128M --id big --node 0 --no-wait
 	hotplug 0 --list "$QMP"
 	grep -qE '^ram|^ID' "$FM_TMP/out"
-	grep -qE '^fm0 +dimm +256M +0 +yes +0 +0$' "$FM_TMP/out"
-	grep -qE '^big +dimm +128M +0 +yes +0 +0$' "$FM_TMP/out"
+	grep -qE '^fm0 +dimm +256M +0 +yes +0 +0 +-$' "$FM_TMP/out"
+	grep -qE '^big +dimm +128M +0 +yes +0 +0 +-$' "$FM_TMP/out"
 	[ "$("$FM_BIN/fm-stat" -j | jq -r '[.regions[].name] | sort | join(" ")')" = 'my_vm:mem-big my_vm:mem-fm0' ]
 	[ "$("$FM_BIN/fm-stat" -j | jq '[.regions[].pages] | add')" = 98304 ]
 	hotplug 1 "$QMP" 128M --id big
@@ -431,7 +431,7 @@ print(n)
 	start_vm -device pcie-root-port,id=rp1,slot=1
 	hotplug 0 --virtio-mem --id vm0 "$QMP" 256M
 	hotplug 0 --list "$QMP"
-	grep -qE '^vm0 +virtio-mem +0 +0 +yes ' "$FM_TMP/out"
+	grep -qE '^vm0 +virtio-mem +0 +0 +yes +0 +0 +0/256M$' "$FM_TMP/out"
 	before=$(footprint)
 	hotplug 1 --virtio-mem "$QMP" 128M
 	says 'pcie-root-port'

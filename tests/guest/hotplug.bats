@@ -43,6 +43,8 @@ uffds() {
 		[ "$status" -eq 0 ]
 		# Not a word about a guest that does not answer.
 		[[ $output == 'fm0: 128M at 0x'* ]]
+		run hotplug --list "$GUEST_QMP"
+		[[ $output =~ fm0\ +dimm\ +128M\ +0\ +yes\ .*\ taken$ ]]
 		guest_cmd 'n=0; until awk "/^MemTotal:/ { t = \$2 } END { getline b < \"/tmp/before\"; exit t < b + 40000 }" /proc/meminfo || [ $((n++)) -gt 200 ]; do sleep 0.1; done; [ $n -le 200 ]'
 		guest_cmd 'memcheck 50331648 1'
 		[ "$(regions)" = 1 ]

@@ -5,7 +5,7 @@
 #   in_libvirt CMD...         run a command where its sockets and files are (mount namespace; the working directory is /)
 #   v ARGS...                 virsh there
 #   domain_xml NAME [OPTION]  print a domain's XML. Options: --plain (no far memory's elements), --cells N (of 128 MiB each), --file
-#                             (memory in files), --user UID, --extra XML (devices), --top XML (elements of <domain>)
+#                             (memory in files, as Nova writes it), --user UID, --extra XML (devices), --top XML (elements of <domain>)
 #   domain_start NAME [...]   start such a domain, with a guest that is up; sets GUEST_PID and all that guest_cmd needs
 #   domain_use NAME           guest_cmd talks to this one from here on
 #   domain_wait NAME          the guest has come up (again)
@@ -20,6 +20,7 @@ declare -gA DOM_IN DOM_OUT DOM_PID
 
 libvirt_start() {
 	local p
+	unshare --mount true 2> /dev/null || skip "no mount namespaces"
 	for p in libvirtd virsh unshare nsenter qemu-system-x86_64; do
 		requires "$p" || skip "no $p"
 	done
@@ -59,13 +60,13 @@ v() {
 }
 
 domain_xml() {
-	local name=$1 plain='' cells=1 source=memfd user='' extra='' top='' i numa=''
+	local name=$1 plain='' cells=1 source=memfd user='' extra='' top='' i numa='' nova=''
 	shift
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--plain) plain=1 && shift ;;
 		--cells) cells=$2 && shift 2 ;;
-		--file) source='file' && shift ;;
+		--file) source='file' nova="<allocation mode='immediate'/><discard/>" && shift ;;
 		--user) user=$2 && shift 2 ;;
 		--extra) extra=$2 && shift 2 ;;
 		--top) top=$2 && shift 2 ;;
@@ -86,7 +87,7 @@ domain_xml() {
 EOT
 	[ -n "$plain" ] || cat << EOT
 <maxMemory slots='4' unit='MiB'>2048</maxMemory>
-<memoryBacking><source type='$source'/><access mode='shared'/></memoryBacking>
+<memoryBacking><source type='$source'/><access mode='shared'/>$nova</memoryBacking>
 <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>qemu64</model><numa>$numa</numa></cpu>
 EOT
 	[ -z "$user" ] || echo "<seclabel type='static' model='dac' relabel='no'><label>+$user:+$user</label></seclabel>"

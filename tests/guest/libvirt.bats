@@ -103,7 +103,7 @@ check_end() {
 	hotplug 2 one 128M --id a.b
 	says "no '.'"
 	hotplug 0 --list one
-	grep -qE '^ram-node0 +boot +256M +- +no +- +-$' "$FM_TMP/out"
+	grep -qE '^ram-node0 +boot +256M +- +no +- +- +-$' "$FM_TMP/out"
 	grep -qE '^fm0 +dimm +128M +0 +yes ' "$FM_TMP/out"
 	grep -qE '^two_2 +dimm +128M +0 +yes ' "$FM_TMP/out"
 	hotplug 0 --remove one two_2
@@ -162,12 +162,16 @@ check_end() {
 	stop_faultd
 }
 
-@test "a reset: the guest boots anew on far memory, the device stays" {
+@test "a reset and a reboot: the guest boots anew on far memory, the device stays" {
 	start_faultd --local 40M
 	domain_start one
 	hotplug 0 --attach one
 	hotplug 0 one 128M
 	v reset one
+	domain_wait one
+	[ "$(regions)" = 2 ]
+	# By the guest itself.
+	guest_send 'reboot -f'
 	domain_wait one
 	[ "$(regions)" = 2 ]
 	guest_cmd 'fm-online > /dev/null'
@@ -393,7 +397,7 @@ tree.ElementTree(domain).write(sys.argv[3])
 	says 'vm0: 256M'
 	v dumpxml one | grep -q "<requested unit='KiB'>262144</requested>"
 	hotplug 0 --list one
-	grep -qE '^vm0 +virtio-mem ' "$FM_TMP/out"
+	grep -qE '^vm0 +virtio-mem +0 +0 +yes +0 +0 +0/256M$' "$FM_TMP/out"
 	guest_cmd 'load_virtio virtio_mem'
 	guest_cmd 'fm-online --watch > /tmp/online 2>&1 &'
 	guest_wait_mib 330
@@ -401,7 +405,7 @@ tree.ElementTree(domain).write(sys.argv[3])
 	echo "$output"
 	[[ $output == *', 0 wrong bytes'* ]]
 	hotplug 0 --list one
-	grep -qE '^vm0 +virtio-mem +256M +0 +yes ' "$FM_TMP/out"
+	grep -qE '^vm0 +virtio-mem +256M +0 +yes .* taken$' "$FM_TMP/out"
 	v destroy one
 	domain_forget one
 	wait_for 10 no_region
