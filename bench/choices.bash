@@ -8,8 +8,9 @@ choices_rows() {
   tr -d '\n' < "$B/bench-policy.json" | sed 's/},{/}\n{/g' | awk -F '[":,}]+' '
     { trace = $3; share = $5; fifo = $11; ours = $15; ratio = ours / fifo }
     ratio > worst { worst = ratio; wo = ours; wf = fifo; which = trace ", " share " % local" }
-    trace == "scan-polluted zipf" {
-      printf "misses, %s, %d %% local, to FIFO\t-\t1\t%d\t%d\t%.3f\t<=0.80\n", trace, share, ours, fifo, ratio
-    }
-    END { printf "misses, worst of all traces (%s), to FIFO\t-\t1\t%d\t%d\t%.3f\t<=1.02\n", which, wo, wf, worst }'
+    trace == "scan-polluted zipf" { po += ours; pf += fifo }
+    END {
+      printf "misses, scan-polluted zipf, sum of 25, 50 and 75 %% local, to FIFO\t-\t1\t%d\t%d\t%.3f\t<=0.80\n", po, pf, po / pf
+      printf "misses, worst of all traces (%s), to FIFO\t-\t1\t%d\t%d\t%.3f\t<=1.02\n", which, wo, wf, worst
+    }'
 }

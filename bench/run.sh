@@ -37,6 +37,7 @@ stop() {
     kill "${pids[i]}" 2> /dev/null || true
     wait "${pids[i]}" || echo "bench: process ${pids[i]} ended with status $?" >&2
   done
+  ! declare -F share_stop > /dev/null || share_stop
   rm -rf "$T"
 }
 trap stop EXIT
@@ -57,9 +58,15 @@ done
 . bench/memcached.bash
 # shellcheck source=bench/choices.bash
 . bench/choices.bash
+# shellcheck source=bench/share.bash
+. bench/share.bash
+# shellcheck source=bench/scale.bash
+. bench/scale.bash
 start_faultd dir --store "dir:$T/store"
 DIR_FAULTD=$FAULTD
 mc_start
+share_start
+scale_start
 
 ours() {
   "$OUT/fault_latency" -p "$DIR_FAULTD" -e "$BIN/fm-evict" "$@"
@@ -87,7 +94,10 @@ for ((round = 0; round < ROUNDS; round++)); do
     run out.pwrite "$OUT/pwrite_stream" "$T/stream" 16384
     mc_round
   fi
+  ((round % 5)) || { share_round; scale_round; }
+  ((round % 12)) || share_programs
 done
+scale_sizes
 
 # System calls a fault takes, counted by strace between the program's two stops.
 syscalls() {
@@ -137,16 +147,21 @@ syscalls bare "$OUT/bare_uffd" -f "$T/pages"
   row "write-back (evict --all), to pwrite stream" MB/s 1 out.fm.evict_mb_s out.pwrite.mb_s ">=0.80"
   mc_rows
   choices_rows
+  share_rows
+  scale_rows
 } > "$T/rows"
 
 awk -F '\t' 'BEGIN { printf "%-64s %-8s %10s %10s %7s  %s\n", "name", "unit", "ours", "reference", "ratio", "goal" }
   function ok(r, g) { return g == "-" ? "" : g ~ /^<=/ ? r <= substr(g, 3) + 0 : r >= substr(g, 3) + 0 }
+  $5 == "-" { printf "%-64s %-8s %10.2f %10s %7s  -\n", $1, $2, $4 / $3, "-", "-"; next } # no reference here
   { met = ok($6 + 0, $7); printf "%-64s %-8s %10.2f %10.2f %7.2f  %s%s\n", $1, $2, $4 / $3, $5 / $3, $6, $7,
       met == "" ? "" : met ? " met" : " missed" }' "$T/rows"
 cat "$T"/v/*.what 2> /dev/null | sed 's/^/system calls a fault, /' || true
 
 awk -F '\t' -v rounds="$ROUNDS" -v kernel="$(uname -r)" -v cpus="$(nproc)" '
   BEGIN { printf "{\"version\":1,\"kernel\":\"%s\",\"cpus\":%d,\"rounds\":%d,\"rows\":[", kernel, cpus, rounds }
-  { printf "%s\n{\"name\":\"%s\",\"unit\":\"%s\",\"ours\":%.3f,\"reference\":%.3f,\"ratio\":%.3f,\"goal\":%s}", (NR > 1 ? "," : ""),
-      $1, $2, $4 / $3, $5 / $3, $6, ($7 == "-" ? "null" : "\"" $7 "\"") }
+  function or_null(v) { return v == "-" ? "null" : sprintf("%.3f", v) }
+  { printf "%s\n{\"name\":\"%s\",\"unit\":\"%s\",\"ours\":%.3f,\"reference\":%s,\"ratio\":%s,\"goal\":%s}", (NR > 1 ? "," : ""),
+      $1, $2, $4 / $3, $5 == "-" ? "null" : or_null($5 / $3), or_null($6), ($7 == "-" ? "null" : "\"" $7 "\"") }
   END { print "\n]}" }' "$T/rows" > "$B/bench.json"
+share_plot

@@ -1,13 +1,14 @@
 #!/bin/bash
-# Install what is missing for `make`, `make demo` or `make check`, on Debian and its kin.
+# Install what is missing for `make`, `make demo`, `make bench` or `make check`, on Debian and its kin.
 #
-#   tests/install.sh build|demo|check
+#   tests/install.sh build|demo|bench|check
 #
 # Does nothing, and needs no rights, when all of it is there.
 set -euo pipefail
 
 build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison flex)
 demo=("${build[@]}" qemu-system-x86 busybox-static cpio xz-utils jq)
+bench=("${build[@]}" memcached strace gnuplot-nox sqlite3)
 check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy clang mandoc strace memcached zookeeper iproute2 util-linux
 	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 	# the glibc sanitizer builds link these
@@ -27,9 +28,10 @@ die() {
 case ${1-} in
 build) wanted=("${build[@]}") ;;
 demo) wanted=("${demo[@]}") ;;
+bench) wanted=("${bench[@]}") ;;
 check) wanted=("${check[@]}") ;;
 *)
-	echo 'usage: tests/install.sh build|demo|check' >&2
+	echo 'usage: tests/install.sh build|demo|bench|check' >&2
 	exit 2
 	;;
 esac
