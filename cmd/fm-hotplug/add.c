@@ -18,14 +18,30 @@ struct add {
 	int ctl;               /* to fm-faultd, -1: none */
 	char id[ID_MAX];       /* of the device */
 	char backend[ID_MAX];
+	uint64_t max_pages;    /* of the backend */
 	struct uffds uffds;
 	uint64_t region;
 };
 
 /* As JSON has it. Below 2^44: see FM_REGION_PAGES_MAX. */
-static json_int_t bytes(const struct options *o)
+static json_int_t bytes(uint64_t pages)
 {
-	return (json_int_t)o->pages * FM_PAGE_SIZE;
+	return (json_int_t)pages * FM_PAGE_SIZE;
+}
+
+uint64_t add_max_pages(const struct options *o, uint64_t left_pages)
+{
+	uint64_t block = (128u << 20) / FM_PAGE_SIZE, most = left_pages - left_pages % block;
+
+	if (!o->virtio_mem)
+		return o->pages;
+	if (o->max_pages)
+		return o->max_pages;
+	if (most > FM_REGION_PAGES_MAX)
+		most = FM_REGION_PAGES_MAX - FM_REGION_PAGES_MAX % block;
+	if (most > 4 * o->pages)
+		most = 4 * o->pages;
+	return most > o->pages ? most : o->pages;
 }
 
 static bool id_taken(const struct device *d, size_t nd, const struct backend *b, size_t nb, const char *id, const char *backend)
@@ -68,12 +84,13 @@ static int choose_id(struct add *a, const struct device *d, size_t nd)
 /* Is there a slot, and room below maxmem? QEMU before 7.1 does not tell: then its own refusal must do. */
 static int check_room(struct add *a, const struct device *d, size_t nd)
 {
-	char want[16], left_text[16];
+	char want_text[16], left_text[16];
 	json_t *result = NULL;
-	uint64_t slots, max, boot, used = 0, left;
+	uint64_t slots, max, boot, used = 0, left, want = a->o->max_pages ? a->o->max_pages : a->o->pages;
 	unsigned nslots = 0;
 	bool told;
 
+	a->max_pages = want;
 	if (fm_qmp_call(a->vm.qmp, "qom-get", json_pack("{s:s, s:s}", "path", "/machine", "property", "memory"), &result,
 			FM_QMP_REPLY_MS))
 		return FM_EXIT_OK;
@@ -98,12 +115,13 @@ static int check_room(struct add *a, const struct device *d, size_t nd)
 		return FM_EXIT_FAILED;
 	}
 	left = max - boot > used ? max - boot - used : 0;
-	if (a->o->pages > left / FM_PAGE_SIZE) {
+	if (want > left / FM_PAGE_SIZE) {
 		fm_warn("%s: size '%s': only %s left below the VM's maxmem: add less, or start the VM with a larger -m ...,maxmem=SIZE",
-			a->vm.arg, fm_size_format(a->o->pages, want),
+			a->vm.arg, fm_size_format(want, want_text),
 			left / FM_PAGE_SIZE ? fm_size_format(left / FM_PAGE_SIZE, left_text) : "nothing is");
 		return FM_EXIT_FAILED;
 	}
+	a->max_pages = add_max_pages(a->o, left / FM_PAGE_SIZE);
 	return FM_EXIT_OK;
 }
 
@@ -128,7 +146,7 @@ static int check(struct add *a)
 static int object_add(struct add *a)
 {
 	json_t *args = json_pack("{s:s, s:s, s:I, s:b}", "qom-type", "memory-backend-memfd", "id", a->backend, "size",
-				 bytes(a->o), "share", 1);
+				 bytes(a->max_pages), "share", 1);
 
 	/* No swap or commit charge for memory that the guest was not given yet. */
 	if (a->o->virtio_mem && args)
@@ -172,7 +190,7 @@ static json_t *device_args(const struct add *a, const char *bus)
 
 	if (a->o->virtio_mem)
 		args = json_pack("{s:s, s:s, s:s, s:I}", "driver", "virtio-mem-pci", "id", a->id, "memdev", a->backend,
-				 "requested-size", bytes(a->o));
+				 "requested-size", bytes(a->o->pages));
 	else
 		args = json_pack("{s:s, s:s, s:s}", "driver", "pc-dimm", "id", a->id, "memdev", a->backend);
 	if (args && a->o->node >= 0)
@@ -240,7 +258,7 @@ static int plug(struct add *a)
 	r = object_add(a);
 	if (r)
 		goto free_before;
-	r = add_register(a->ctl, &a->vm, a->o->run_dir, a->backend, a->o->pages * FM_PAGE_SIZE, before, n, &a->uffds, &a->region);
+	r = add_register(a->ctl, &a->vm, a->o->run_dir, a->backend, a->max_pages * FM_PAGE_SIZE, before, n, &a->uffds, &a->region);
 	if (!r)
 		r = device_add(a);
 	if (!r)

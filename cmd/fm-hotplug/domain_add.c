@@ -64,9 +64,10 @@ static int check_xml(const char *arg, const struct fm_domxml *x)
 	return FM_EXIT_FAILED;
 }
 
-static int check_room(const struct options *o, const struct fm_domxml *x)
+/* *max_pages: of the new device. */
+static int check_room(const struct options *o, const struct fm_domxml *x, uint64_t *max_pages)
 {
-	uint64_t used = 0, left, want = o->pages * FM_PAGE_SIZE;
+	uint64_t used = 0, left, want = (o->max_pages ? o->max_pages : o->pages) * FM_PAGE_SIZE;
 	unsigned slots = 0;
 	char text[16];
 
@@ -83,10 +84,11 @@ static int check_room(const struct options *o, const struct fm_domxml *x)
 	left = x->max_bytes > used ? x->max_bytes - used : 0;
 	if (want > left) {
 		fm_warn("%s: size '%s': only %s left below the domain's <maxMemory>: add less, or raise it and start the domain anew", o->vm,
-			fm_size_format(o->pages, text),
+			fm_size_format(want / FM_PAGE_SIZE, text),
 			left / FM_PAGE_SIZE ? fm_size_format(left / FM_PAGE_SIZE, (char[16]){""}) : "nothing is");
 		return FM_EXIT_FAILED;
 	}
+	*max_pages = add_max_pages(o, left / FM_PAGE_SIZE);
 	if (o->node >= (int)x->ncells) {
 		fm_warn("%s: node '%d': the domain has %u NUMA cells", o->vm, o->node, x->ncells);
 		return FM_EXIT_FAILED;
@@ -153,7 +155,7 @@ static int choose_id(const struct options *o, const struct fm_domxml *x, char id
 	return FM_EXIT_FAILED;
 }
 
-static void device_xml(const struct options *o, const char *alias, char xml[XML_MAX])
+static void device_xml(const struct options *o, uint64_t max_pages, const char *alias, char xml[XML_MAX])
 {
 	uint64_t kib = o->pages * (FM_PAGE_SIZE / 1024);
 	char mem[160] = "";
@@ -163,7 +165,7 @@ static void device_xml(const struct options *o, const char *alias, char xml[XML_
 	snprintf(xml, XML_MAX,
 		 "<memory model='%s' access='shared'><target><size unit='KiB'>%" PRIu64 "</size><node>%d</node>%s</target>"
 		 "<alias name='%s'/></memory>\n",
-		 o->virtio_mem ? "virtio-mem" : "dimm", kib, o->node < 0 ? 0 : o->node, mem, alias);
+		 o->virtio_mem ? "virtio-mem" : "dimm", max_pages * (FM_PAGE_SIZE / 1024), o->node < 0 ? 0 : o->node, mem, alias);
 }
 
 /* The memory is there, but could not be made far. */
@@ -175,7 +177,7 @@ static void undo(struct vm *vm, const char *id)
 		fm_warn("%s: device '%s': it stays plugged as ordinary memory: --attach makes it far, --remove takes it out", vm->arg, id);
 }
 
-static int plug(const struct options *o, struct vm *vm, int ctl, const char *id, const char *alias)
+static int plug(const struct options *o, struct vm *vm, int ctl, uint64_t max_pages, const char *id, const char *alias)
 {
 	char xml[XML_MAX], backend[ID_MAX + 4], size[16];
 	struct fm_mapping *before;
@@ -189,12 +191,12 @@ static int plug(const struct options *o, struct vm *vm, int ctl, const char *id,
 		fm_warn("%s: maps of process %d: %s", vm->arg, vm->pid, strerror(-r));
 		return FM_EXIT_FAILED;
 	}
-	device_xml(o, alias, xml);
+	device_xml(o, max_pages, alias, xml);
 	snprintf(backend, sizeof backend, "mem%s", alias);
 	r = domain_attach_device(vm, xml);
 	if (r)
 		goto free_before;
-	r = add_register(ctl, vm, o->run_dir, backend, o->pages * FM_PAGE_SIZE, before, n, &u, &region);
+	r = add_register(ctl, vm, o->run_dir, backend, max_pages * FM_PAGE_SIZE, before, n, &u, &region);
 	far_release(vm, &u, r != FM_EXIT_OK);
 	if (r) {
 		undo(vm, id);
@@ -216,13 +218,14 @@ int domain_add(const struct options *o, struct vm *vm, int ctl)
 {
 	char id[ID_MAX], alias[ID_MAX];
 	struct fm_domxml x;
+	uint64_t max_pages = o->pages;
 	int r = domain_xml(vm, &x);
 
 	if (r)
 		return r;
 	r = check_xml(vm->arg, &x);
 	if (!r)
-		r = check_room(o, &x);
+		r = check_room(o, &x, &max_pages);
 	if (!r)
 		r = choose_id(o, &x, id, alias);
 	if (!r)
@@ -232,7 +235,7 @@ int domain_add(const struct options *o, struct vm *vm, int ctl)
 	if (!r)
 		r = check_tracer(vm);
 	fm_domxml_free(&x);
-	return r ? r : plug(o, vm, ctl, id, alias);
+	return r ? r : plug(o, vm, ctl, max_pages, id, alias);
 }
 
 /* --- --print-xml --- */

@@ -21,7 +21,9 @@ struct options {
 	const char *vm;       /* as given */
 	const char *id;       /* of a device; NULL: chosen, or all */
 	const char *run_dir;
-	uint64_t pages;       /* to add */
+	uint64_t pages;       /* to add, or to grow or shrink by */
+	uint64_t max_pages;   /* of a virtio-mem device: that it can grow to; 0: see add_max_pages() */
+	bool shrink;
 	int node;             /* NUMA node of the guest; -1: 0 */
 	bool virtio_mem;
 	bool wait;            /* for the guest */
@@ -200,6 +202,9 @@ bool far_wait_gone(const char *run_dir, uint64_t id, unsigned timeout_ms);
 int add_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, uint64_t bytes_new, const struct fm_mapping *before,
 		 size_t n, struct uffds *u, uint64_t *region);
 
+/* How large a virtio-mem device shall be able to grow, when so many pages are left for all: as told, else up to four times its size. */
+uint64_t add_max_pages(const struct options *o, uint64_t left_pages);
+
 /* --- the commands: exit code --- */
 int cmd_add(const struct options *o);
 int cmd_attach(const struct options *o);
@@ -207,5 +212,6 @@ int cmd_list(const struct options *o);
 int cmd_remove(const struct options *o);
 int cmd_detach(const struct options *o);
 int cmd_print_xml(const struct options *o);
+int cmd_resize(const struct options *o);
 
 #endif

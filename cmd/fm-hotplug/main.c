@@ -17,6 +17,7 @@
 
 static const char usage[] =
     "Usage: fm-hotplug [options] VM SIZE           add far memory, as a DIMM\n"
+    "       fm-hotplug [options] VM +SIZE|-SIZE    grow or shrink a virtio-mem device\n"
     "       fm-hotplug [options] --attach VM       take over the memory that the VM has\n"
     "       fm-hotplug [options] --list VM         list its memory\n"
     "       fm-hotplug [options] --remove VM ID    unplug a device\n"
@@ -27,6 +28,7 @@ static const char usage[] =
     "      --id ID           the new device's id (default: fm0, fm1, ...)\n"
     "      --node N          NUMA node of the guest (default: 0)\n"
     "      --virtio-mem      a virtio-mem device instead of a DIMM\n"
+    "      --max SIZE        ... that can grow to that (default: four times its size, if so much is left)\n"
     "      --no-wait         do not wait for the guest\n"
     "      --timeout SEC     wait for the guest at most so long (default: 30; adding: 5)\n"
     "      --run-dir DIR     run directory of fm-faultd ($FM_RUN_DIR, else /run/fm)\n"
@@ -34,7 +36,7 @@ static const char usage[] =
     "  -h, --help            this text\n"
     "  -V, --version         version\n";
 
-enum action { ADD = 0, ATTACH, LIST, REMOVE, DETACH, PRINT_XML };
+enum action { ADD = 0, ATTACH, LIST, REMOVE, DETACH, PRINT_XML, RESIZE };
 static const struct {
 	const char *name;
 	int (*run)(const struct options *);
@@ -45,6 +47,7 @@ static const struct {
     [LIST] = {"--list", cmd_list, 1, 1, 0},     [REMOVE] = {"--remove", cmd_remove, 2, 2, 30000},
     [DETACH] = {"--detach", cmd_detach, 1, 2, 0},
     [PRINT_XML] = {"--print-xml", cmd_print_xml, 1, 1, 0},
+    [RESIZE] = {"+SIZE", cmd_resize, 2, 2, 30000},
 };
 
 static enum action action_set(enum action old, enum action new_action)
@@ -92,9 +95,23 @@ static uint64_t checked_size(const char *text)
 	return pages;
 }
 
+/*
+ * "-1G" is an argument, not options: take its sign off, and return it; NULL: there is none. What follows an option that takes an argument is left
+ * alone: that is the option's.
+ */
+static const char *take_minus(int argc, char **argv)
+{
+	for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
+		if (argv[i][0] == '-' && argv[i][1] >= '0' && argv[i][1] <= '9' && strcmp(argv[i - 1], "--id") &&
+		    strcmp(argv[i - 1], "--timeout") && strcmp(argv[i - 1], "--run-dir") && strcmp(argv[i - 1], "--node") &&
+		    strcmp(argv[i - 1], "--max"))
+			return ++argv[i];
+	return NULL;
+}
+
 static enum action parse_options(int argc, char **argv, struct options *o)
 {
-	enum { ID = 256, NODE, VIRTIO_MEM, NO_WAIT, TIMEOUT, RUN_DIR, ACTIONS };
+	enum { ID = 256, NODE, VIRTIO_MEM, MAX, NO_WAIT, TIMEOUT, RUN_DIR, ACTIONS };
 	static const struct option longs[] = {
 	    {"attach", no_argument, NULL, ACTIONS + ATTACH},
 	    {"list", no_argument, NULL, ACTIONS + LIST},
@@ -104,6 +121,7 @@ static enum action parse_options(int argc, char **argv, struct options *o)
 	    {"id", required_argument, NULL, ID},
 	    {"node", required_argument, NULL, NODE},
 	    {"virtio-mem", no_argument, NULL, VIRTIO_MEM},
+	    {"max", required_argument, NULL, MAX},
 	    {"no-wait", no_argument, NULL, NO_WAIT},
 	    {"timeout", required_argument, NULL, TIMEOUT},
 	    {"run-dir", required_argument, NULL, RUN_DIR},
@@ -112,7 +130,7 @@ static enum action parse_options(int argc, char **argv, struct options *o)
 	    {"version", no_argument, NULL, 'V'},
 	    {0},
 	};
-	const char *run_dir = NULL, *add_only = NULL;
+	const char *run_dir = NULL, *add_only = NULL, *minus = take_minus(argc, argv);
 	enum action action = ADD;
 	int c;
 
@@ -130,6 +148,10 @@ static enum action parse_options(int argc, char **argv, struct options *o)
 		case VIRTIO_MEM:
 			add_only = "--virtio-mem";
 			o->virtio_mem = true;
+			break;
+		case MAX:
+			add_only = "--max";
+			o->max_pages = checked_size(optarg);
 			break;
 		case NO_WAIT:
 			o->wait = false;
@@ -165,9 +187,22 @@ static enum action parse_options(int argc, char **argv, struct options *o)
 	if (action != ADD && add_only)
 		fm_die(FM_EXIT_USAGE, "%s: not with %s", add_only, actions[action].name);
 	o->vm = argv[0];
-	if (action == ADD)
+	if (action == ADD && (argv[1] == minus || *argv[1] == '+')) {
+		action = RESIZE;
+		o->shrink = argv[1] == minus;
+		o->pages = checked_size(argv[1] + !o->shrink);
+		if (o->node >= 0 || o->virtio_mem || o->max_pages)
+			fm_die(FM_EXIT_USAGE, "%s: only for a new device", o->node >= 0 ? "--node" : o->virtio_mem ? "--virtio-mem" : "--max");
+	} else if (minus) {
+		fm_die(FM_EXIT_USAGE, "'-%s': unexpected", minus);
+	} else if (action == ADD) {
 		o->pages = checked_size(argv[1]);
-	else if (argc == 2)
+		if (o->max_pages && !o->virtio_mem)
+			fm_die(FM_EXIT_USAGE, "--max: only with --virtio-mem");
+		if (o->max_pages && o->max_pages < o->pages)
+			fm_die(FM_EXIT_USAGE, "--max: less than the size");
+	}
+	if (action != ADD && action != RESIZE && argc == 2)
 		o->id = argv[1];
 	if (!o->timeout_ms)
 		o->timeout_ms = actions[action].timeout_ms;

@@ -440,7 +440,7 @@ print(n)
 	wait_for 5 one
 	# What it may grow to is taken already.
 	hotplug 1 "$QMP" 1664M
-	says 'only 1.5G left'
+	says 'only 768M left'
 }
 
 @test "--attach: all boot memory, once" {
@@ -699,4 +699,32 @@ print(n)
 	hotplug 0 "$QMP" 128M
 	hotplug 1 --detach "$QMP" other
 	says 'other: no far memory'
+}
+
+@test "a virtio-mem device's size: what it can be, and a guest that does not follow" {
+	start_faultd
+	start_vm -device pcie-root-port,id=port0,slot=1
+	hotplug 1 "$QMP" +128M
+	says 'no virtio-mem device'
+	hotplug 2 --max 128M "$QMP" 256M
+	says '--max: only with --virtio-mem'
+	hotplug 2 --virtio-mem --max 128M "$QMP" 256M
+	says '--max: less than the size'
+	hotplug 0 --virtio-mem --id v0 --max 512M "$QMP" 128M
+	hotplug 1 --timeout 1 "$QMP" +128M --id v0
+	says 'virtio_mem driver'
+	hotplug 0 --no-wait "$QMP" +128M
+	hotplug 1 "$QMP" +640M --id v0
+	says "device 'v0': it has 0 and can have 0 to 512M"
+	hotplug 1 "$QMP" -128M --id v0
+	says 'can have 0 to 512M'
+	hotplug 1 "$QMP" +128M --id other
+	says "device 'other': no memory device of this id"
+	hotplug 2 "$QMP" +100M --id v0
+	hotplug 2 "$QMP" +128M --node 0
+	says '--node: only for a new device'
+	hotplug 2 --list "$QMP" -128M
+	hotplug 0 "$QMP" 128M --id d0
+	hotplug 1 "$QMP" +128M --id d0
+	says "it is a dimm, whose size cannot change"
 }

@@ -61,6 +61,6 @@ remote_above() {
 	grep -q 'checked 96 MiB, 0 wrong bytes' "$FM_TMP/memcheck"
 	[ "$(region_stat .pages_lost)" = 0 ]
 	guest_stop
-	wait_for 10 no_regions
+	wait_for 60 no_regions
 	stop_faultd
 }
