@@ -92,7 +92,7 @@ void fm_evict_recover(const struct fm_region_map *m, int memfd);
 
 /*
  * Count resident and remote pages anew from the words, into the header; touches no hole of the file. Nothing of the region may
- * run. Returns resident after minus before, for the daemon's own sum.
+ * run. One thread at a time. Returns resident after minus before, for the daemon's own sum.
  */
 int64_t fm_region_recount(const struct fm_region_map *m);
 

@@ -97,6 +97,7 @@ struct faultd {
 	bool spawn_evictor;
 	bool no_seccomp;
 	struct user_limits user;
+	bool take_over; /* --takeover: from an fm-faultd that runs */
 	long grace_ms; /* DMA grace of new regions; -1: by the kind of client */
 	/* state */
 	int run_fd;  /* run directory */
@@ -137,6 +138,11 @@ int watch_add(struct faultd *d, int fd, struct watch *w);
 void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_register *m);
 /* takeover.c: take over what another fm-faultd left in the run directory. Returns 0 or -errno with why. */
 int region_take_over(struct faultd *d, char *why);
+/*
+ * The lock of the run directory is held by another fm-faultd: have it end, when its regions can be taken over by this one, and take its
+ * lock. Returns 0 or -errno with why; then it runs on, or its regions wait for the next one. takeover.c.
+ */
+int daemon_replace(struct faultd *d, char *why);
 /* regions.c. */
 struct region *region_find(struct faultd *d, uint64_t id);
 /* A region with nothing in it, or NULL. */

@@ -25,7 +25,7 @@
 
 static const char usage[] =
     "usage: fm-faultd [--store URI] [--local SIZE] [--registry URI] [--run-dir DIR] [--ready-fd N] [--shards N]\n"
-    "                 [--replicas R] [--key-file F | --no-seal] [--no-evictor] [--grace MS] [-n|--check] [-v]\n"
+    "                 [--replicas R] [--key-file F | --no-seal] [--no-evictor] [--grace MS] [--takeover] [-n|--check] [-v]\n"
     "\n"
     "Serves page faults of registered memory from a store.\n"
     "\n"
@@ -45,6 +45,7 @@ static const char usage[] =
     "                       what the clients of one user, but root, may have at a time (64, 256, none: no limit)\n"
     "      --no-seccomp     without the filter of system calls\n"
     "      --grace MS       how long a device may go on writing a page that leaves (default 1000 for VMs, 0 for programs)\n"
+    "      --takeover       end the fm-faultd that serves DIR, if there is one, and go on with its regions\n"
     "  -n, --check          say whether this host will do, and exit\n"
     "  -v, --verbose        say more; twice: even more\n"
     "  -h, --help           this text\n"
@@ -53,7 +54,7 @@ static const char usage[] =
     "SIZE: 4096, 64K, 512M, 4G, 1T, 20000p (pages), 25% (of this host's memory).\n";
 
 enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_NO_SECCOMP, OPT_USER_CONNECTIONS,
-       OPT_USER_REGIONS, OPT_USER_MEMORY, OPT_GRACE };
+       OPT_USER_REGIONS, OPT_USER_MEMORY, OPT_GRACE, OPT_TAKEOVER };
 
 static const struct option options[] = {
     {"store", required_argument, NULL, 's'},
@@ -66,6 +67,7 @@ static const struct option options[] = {
     {"key-file", required_argument, NULL, OPT_KEY_FILE},
     {"no-seal", no_argument, NULL, OPT_NO_SEAL},
     {"no-evictor", no_argument, NULL, OPT_NO_EVICTOR},
+    {"takeover", no_argument, NULL, OPT_TAKEOVER},
     {"grace", required_argument, NULL, OPT_GRACE},
     {"no-seccomp", no_argument, NULL, OPT_NO_SECCOMP},
     {"user-connections", required_argument, NULL, OPT_USER_CONNECTIONS},
@@ -144,6 +146,9 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 		case OPT_NO_SEAL:
 			d->store_options.no_seal = true;
 			break;
+		case OPT_TAKEOVER:
+			d->take_over = true;
+			break;
 		case OPT_GRACE:
 			d->grace_ms = number("--grace", arg, 0, FM_GRACE_MAX_MS);
 			break;
@@ -210,6 +215,13 @@ static void lock_run_dir(struct faultd *d)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot open: %m", d->run_dir, FM_DAEMON_LOCK);
 	if (fcntl(d->lock_fd, F_SETLK, &l) == 0)
 		return;
+	if (d->take_over) {
+		char why[FM_STORE_WHY];
+
+		if (daemon_replace(d, why))
+			fm_die(FM_EXIT_FAILED, "--takeover: %s", why);
+		return;
+	}
 	l.l_type = F_WRLCK;
 	if (fcntl(d->lock_fd, F_GETLK, &l) == 0 && l.l_type != F_UNLCK)
 		fm_die(FM_EXIT_FAILED, "%s: in use: fm-faultd of pid %d serves it already", d->run_dir, l.l_pid);

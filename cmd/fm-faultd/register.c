@@ -10,6 +10,7 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,8 +20,11 @@
 #include "proc.h"
 
 #define TMPFS_MAGIC_NUMBER 0x01021994
-/* State files up to this size are allocated at once, so that a full run directory refuses a region instead of killing us later. */
-#define PREALLOCATE_BYTES (64u << 20)
+/*
+ * State files up to this size (regions of 512 GiB) are allocated at once, so that a full run directory refuses a region instead of killing us
+ * later. For a greater one there must be as much room, at least when it begins.
+ */
+#define PREALLOCATE_BYTES (1u << 30)
 
 /* --- what a client may register */
 
@@ -133,6 +137,7 @@ static int make_state(struct faultd *d, const struct fm_ctl_register *m, uint64_
 	uint64_t shards_at, words_at, size;
 	char name[FM_REGION_FILE_MAX];
 	struct fm_region_hdr *h;
+	struct statvfs room;
 	int fd, e;
 
 	if (fm_shmfile_layout(m->pages, m->nshards, &shards_at, &words_at, &size))
@@ -145,6 +150,10 @@ static int make_state(struct faultd *d, const struct fm_ctl_register *m, uint64_
 	if (fd < 0)
 		return -errno;
 	FM_CRASH_POINT("register-state-made");
+	if (size > PREALLOCATE_BYTES && (fstatvfs(fd, &room) < 0 || (uint64_t)room.f_bavail * room.f_frsize < size)) {
+		e = ENOSPC;
+		goto unlink;
+	}
 	if (ftruncate(fd, (off_t)size) < 0 ||
 	    (e = posix_fallocate(fd, 0, (off_t)(size <= PREALLOCATE_BYTES ? size : words_at)), errno = e, e != 0)) {
 		e = errno;

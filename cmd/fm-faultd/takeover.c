@@ -4,11 +4,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "crash.h"
@@ -249,4 +251,72 @@ int region_take_over(struct faultd *d, char *why)
 		e = take_over_one(d, ids[i], why);
 	free(ids);
 	return e;
+}
+
+/* --- in place of one that runs */
+
+#define END_MS 3000 /* for an fm-faultd to end by SIGTERM; then by SIGKILL */
+
+/* Is each region's file of our version? One that is not would be left to nobody. */
+static int check_files(struct faultd *d, char *why)
+{
+	char name[FM_REGION_FILE_MAX];
+	struct fm_region_map m;
+	const char *bad;
+	uint64_t *ids;
+	size_t n;
+	int e = fm_shmfile_list(d->run_fd, &ids, &n);
+
+	if (e) {
+		snprintf(why, FM_STORE_WHY, "%.100s: cannot be read: %s", d->run_dir, strerror(-e));
+		return e;
+	}
+	for (size_t i = 0; i < n && e == 0; i++) {
+		e = fm_shmfile_region_map(d->run_fd, fm_shmfile_region_name(ids[i], name), 0, &m, &bad);
+		if (e == 0)
+			fm_shmfile_region_unmap(&m);
+		else if (e == -EPROTO)
+			snprintf(why, FM_STORE_WHY, "%.100s/%s: %s: the fm-faultd that runs is left alone", d->run_dir, name, bad);
+		else
+			e = 0; /* it ends, or is being made */
+	}
+	free(ids);
+	return e;
+}
+
+int daemon_replace(struct faultd *d, char *why)
+{
+	struct timespec nap = {.tv_nsec = 500000};
+	int e = check_files(d, why), pidfd, sent = 0;
+
+	if (e)
+		return e;
+	for (unsigned half_ms = 0;; half_ms++) {
+		struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET}, again = l;
+
+		if (fcntl(d->lock_fd, F_SETLK, &l) == 0)
+			return 0;
+		if (half_ms >= 4 * END_MS) {
+			snprintf(why, FM_STORE_WHY, "%.100s: the fm-faultd that serves it does not end", d->run_dir);
+			return -ETIMEDOUT;
+		}
+		if (sent && (half_ms < 2 * END_MS || sent == SIGKILL)) {
+			nanosleep(&nap, NULL);
+			continue;
+		}
+		sent = half_ms < 2 * END_MS ? SIGTERM : SIGKILL;
+		/* F_GETLK tells the pid; asked once more after the pidfd is there, it says that the pidfd is the holder's. */
+		if (fcntl(d->lock_fd, F_GETLK, &l) < 0 || l.l_type == F_UNLCK)
+			continue;
+		pidfd = l.l_pid > 0 ? (int)syscall(SYS_pidfd_open, l.l_pid, 0) : -1;
+		if (pidfd < 0 || fcntl(d->lock_fd, F_GETLK, &again) < 0 || again.l_type == F_UNLCK || again.l_pid != l.l_pid ||
+		    syscall(SYS_pidfd_send_signal, pidfd, sent, NULL, 0) < 0) {
+			snprintf(why, FM_STORE_WHY, "%.100s: the fm-faultd that serves it, pid %d, cannot be ended: %s", d->run_dir, l.l_pid,
+				 strerror(errno));
+			if (pidfd >= 0)
+				close(pidfd);
+			return -EPERM;
+		}
+		close(pidfd);
+	}
 }

@@ -1,0 +1,133 @@
+#!/usr/bin/env bats
+# sanitizers: asan
+# A new fm-faultd in place of one that runs, or that died: what the clients see of it, and what is refused.
+
+bats_require_minimum_version 1.5.0
+load helper
+
+setup_file() {
+	build_clients
+}
+
+# restart MILLISECONDS_VARIABLE HOW: start another fm-faultd in place of the one that runs and wait until it is ready.
+restart() {
+	local -n took=$1
+	local began old=$FAULTD_PID ready=$FM_TMP/ready.again
+	: > "$ready"
+	began=${EPOCHREALTIME/./}
+	if [ "$2" = kill ]; then
+		kill -KILL "$old"
+		wait "$old" || true
+	fi
+	"$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 --local 4096p "${@:3}" \
+		4> "$ready" 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
+	FAULTD_PID=$!
+	track "$FAULTD_PID"
+	until [ -s "$ready" ]; do
+		alive "$FAULTD_PID" || return 1
+		read -rt 0.002 < <(:) || true
+	done
+	# shellcheck disable=SC2034 # the caller's variable
+	took=$(((${EPOCHREALTIME/./} - began) / 1000))
+	rm -f "$ready"
+	[ "$2" = kill ] || wait "$old"
+}
+
+mapped() {
+	[ "$(region_stat '.faults // 0')" -gt 0 ]
+}
+
+@test "--takeover: a running fm-faultd is replaced, again and again, under a checker" {
+	local ms i most=0
+	start_faultd --local 4096p
+	"$BATS_FILE_TMPDIR/torture" --size $((8192 * 4096)) --threads 4 --seconds 6 > "$FM_TMP/torture.out" 2> "$FM_TMP/torture.err" \
+		3>&- < /dev/null &
+	local torture=$!
+	track "$torture"
+	wait_for 30 mapped
+	for i in {1..8}; do
+		restart ms replace --takeover
+		most=$((ms > most ? ms : most))
+	done
+	echo "# replaced $i times, at most $most ms from exec to ready" >&3
+	ends_well "$torture" 120
+	echo "# $(tr '\n' ' ' < "$FM_TMP/torture.out")" >&3
+	grep -q ', 0 wrong words' "$FM_TMP/torture.out"
+	wait_for 10 no_regions
+	stop_faultd
+}
+
+@test "--takeover where nobody runs is a start" {
+	local ms
+	start_faultd
+	stop_faultd
+	restart ms replace --takeover || true
+	alive "$FAULTD_PID"
+	stop_faultd
+}
+
+@test "64 GiB of regions: how long after a kill -9 until they are served" {
+	local ms
+	start_faultd --local 4096p
+	# A word in each page of the state file.
+	start_client map:big:$((16 * 1024 * 1024)) fill:0:2000:7 say:filled until:"$FM_TMP/go" check:0:2000:7
+	client_says filled
+	[ "$(stat -c %b "$FM_RUN_DIR"/region-*.state)" -ge $((16 * 1024 * 1024 * 8 / 512)) ]
+	restart ms kill
+	echo "# after SIGKILL: $ms ms from the kill to ready" >&3
+	restart ms replace --takeover
+	echo "# by --takeover: $ms ms" >&3
+	touch "$FM_TMP/go"
+	ends_well "$CLIENT_PID"
+	stop_faultd
+}
+
+@test "a state file of another version: refused with a message, the one that runs and the file are left alone" {
+	local file sum
+	start_faultd
+	start_client map:one:64 fill:0:64:3 say:filled until:"$FM_TMP/go" check:0:64:3
+	client_says filled
+	file=$(echo "$FM_RUN_DIR"/region-*.state)
+	# Version 77, and magic last as its maker would have it.
+	cp "$file" "$FM_TMP/other"
+	printf '\x4d' | dd of="$FM_TMP/other" bs=1 seek=8 conv=notrunc status=none
+	cp "$FM_TMP/other" "$FM_RUN_DIR/region-00000000deadbeef.state"
+	sum=$(sha256sum < "$FM_RUN_DIR/region-00000000deadbeef.state")
+	run -1 timeout 20 "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --takeover
+	[[ $output == *"region-00000000deadbeef.state: made by another version of fm"* ]]
+	alive "$FAULTD_PID"
+	# A plain start serves the others and leaves that file alone.
+	kill -KILL "$FAULTD_PID"
+	wait_for 5 gone "$FAULTD_PID"
+	start_faultd
+	grep -q "region-00000000deadbeef.state: made by another version of fm: left alone" "$FM_TMP/faultd.log"
+	[ "$(sha256sum < "$FM_RUN_DIR/region-00000000deadbeef.state")" = "$sum" ]
+	touch "$FM_TMP/go"
+	ends_well "$CLIENT_PID"
+	stop_faultd
+}
+
+@test "a full run directory refuses a region, and harms no other" {
+	[ "$(id -u)" -eq 0 ] || skip "no root"
+	mkdir "$FM_RUN_DIR"
+	mount -t tmpfs -o size=4m,mode=0750 none "$FM_RUN_DIR" || skip "cannot mount here"
+	local status=0
+	full_run_directory || status=$?
+	fm_teardown
+	umount "$FM_RUN_DIR"
+	return "$status"
+}
+
+# shellcheck disable=SC2317 # called, by ||
+full_run_directory() {
+	start_faultd --local 256p || return 1
+	start_client map:one:2048 fill:0:2048:3 say:filled until:"$FM_TMP/go" check:0:2048:3
+	client_says filled || return 1
+	# 1 Mi pages: 8 MiB of state.
+	"$BATS_FILE_TMPDIR/client" must-fail:ENOSPC:map:two:1048576 || return 1
+	"$FM_BIN/fm-evict" --all one > /dev/null || return 1
+	touch "$FM_TMP/go"
+	ends_well "$CLIENT_PID" || return 1
+	wait_for 10 no_regions || return 1
+	stop_faultd
+}
