@@ -3,6 +3,7 @@
 #   make          static musl tools in build/bin, libfm.a and fluidmem.pc in build/lib
 #   make demo     a stock QEMU guest on far memory, start to end
 #   make check    every test (installs what is missing)
+#   make fuzz-long  ten minutes of fuzzing for each parser
 #   make bench    figures beside their references
 #   make SAN=asan | SAN=tsan      the same tools as glibc sanitizer builds in build-asan, build-tsan
 #   make SAN=crash                ... as a build that dies where it is told to, in build-crash
@@ -58,7 +59,7 @@ endif
 # Static links take what a tool uses; --as-needed makes the sanitizer builds' shared ones do the same.
 LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lexpat -lm -lpthread
 
-.PHONY: all tools client units guest demo check bench clean deps
+.PHONY: all tools client units guest demo check fuzz-long bench clean deps
 .SECONDARY:
 all: tools client
 tools: $(TOOLS:%=$(B)/bin/%)
@@ -120,6 +121,10 @@ demo:
 
 check:
 	B=$(B) tests/check.sh
+
+# Ten minutes for each parser of outside bytes; FM_FUZZ_SECONDS says otherwise.
+fuzz-long:
+	B=$(B) FM_FUZZ_SECONDS=$(or $(FM_FUZZ_SECONDS),600) tests/check.sh fuzz
 
 bench: all
 	bench/run.sh

@@ -168,11 +168,15 @@ static int from_options(struct fm_mc_uri *u, const char *text, char *why)
 
 int fm_mc_uri_parse(const char *uri, struct fm_mc_uri *u, char *why)
 {
-	const char *at = uri + strlen("memcached:"), *options;
+	static const char scheme[] = "memcached:";
+	const char *at = uri + sizeof scheme - 1, *options;
 	size_t len;
 	int r;
 
 	memset(u, 0, sizeof *u);
+	/* A record in the registry may say anything. */
+	if (strncmp(uri, scheme, sizeof scheme - 1) != 0)
+		return refuse(why, uri, strlen(uri), "needs memcached://host:port,... or memcached:/path/to.sock,...");
 	u->timeout_ms = 1000;
 	u->gone_s = 10;
 	u->away_s = 30;

@@ -26,6 +26,9 @@ void fm_shard_recover(const struct fm_region_map *m, int memfd)
 			w = atomic_load(&m->words[page]);
 			if (fm_word_state(w) == FM_BUSY) {
 				to = fm_word_origin(w);
+				/* No page was ever that before it was BUSY: the file is damaged, and what is not here is nowhere. */
+				if (to >= FM_BUSY)
+					to = FM_LOST;
 				/* An unprotect may have happened, and a write after it: what is here counts as dirty. A resident page
 				 * that is not here was punched from outside: dirty too, its next fault finds the hole. */
 				if (fm_state_is_resident(to) || fm_memfd_has(memfd, memfd_offset(m, page)))

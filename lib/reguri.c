@@ -209,8 +209,12 @@ static int take(struct fm_registry_record *out, enum key k, const char *v, size_
 	case K_PAGES:
 		return number(v, n, 1, UINT64_MAX, &out->pages);
 	case K_STORE:
-		if (n == 0 || n >= sizeof out->store || memchr(v, '\0', n))
+		if (n == 0 || n >= sizeof out->store)
 			return -EINVAL;
+		/* It is printed in messages: no control characters. */
+		for (size_t i = 0; i < n; i++)
+			if ((unsigned char)v[i] < ' ' || v[i] == 0x7f)
+				return -EINVAL;
 		memcpy(out->store, v, n);
 		out->store[n] = '\0';
 		return 0;

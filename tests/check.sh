@@ -102,9 +102,11 @@ suite_bats() {
 	done
 }
 
-# Ten seconds for each parser of outside bytes. A file of tests/fuzz names what it needs beyond lib/ in a line ` * with: GLOB`.
+# Every parser of outside bytes for FM_FUZZ_SECONDS, beginning with tests/fuzz/corpus/NAME; one a processor at a time. A minute each would be ten
+# minutes of two processors, a quarter of all there is: `make fuzz-long` is for that. A file of tests/fuzz names what it needs beyond lib/
+# in a line ` * with: GLOB`.
 suite_fuzz() {
-	local src name flags='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c11 -D_GNU_SOURCE' libs more
+	local src name seconds=${FM_FUZZ_SECONDS:-30} fuzzers=() flags='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c11 -D_GNU_SOURCE' libs more
 	flags+=' -DFM_VERSION=__FILE__ -Ilib -Wno-unused-command-line-argument'
 	libs=$(sed -n 's/^LIBS *:= *//p' Makefile)
 	if [ ! -e "$(clang -print-file-name=libclang_rt.fuzzer-x86_64.a)" ]; then
@@ -119,10 +121,45 @@ suite_fuzz() {
 		more=$(sed -n 's/^ \* with: //p' "$src")
 		# shellcheck disable=SC2086 # words and globs, all of them
 		check "build $name" clang $flags -fsanitize=fuzzer -o "$B-fuzz/$name" "$src" $more "$B-fuzz/lib/libfmcore.a" $libs || continue
-		check "fuzz $name" "$B-fuzz/$name" -max_total_time=10 -timeout=20 -rss_limit_mb=4096 -print_final_stats=1 \
-			"-artifact_prefix=$out/$name-" || true
+		fuzzers+=("$name")
 	done
 	shopt -u extglob
+	fuzz_all "$seconds" "${fuzzers[@]}"
+}
+
+fuzz_one() {
+	local name=$1 seconds=$2 corpus=$B-fuzz/corpus.$1 seeds=tests/fuzz/corpus/${1#fuzz_}
+	mkdir -p "$corpus"
+	[ -d "$seeds" ] || seeds=
+	# A machine that does many things at once may stop a run for a long while: only what hangs takes a minute for one input.
+	timeout --kill-after=10 $((seconds * 8 + 120)) "$B-fuzz/$name" "-max_total_time=$seconds" -timeout=60 -rss_limit_mb=4096 \
+		-print_final_stats=1 "-artifact_prefix=$out/$name-" "$corpus" ${seeds:+"$seeds"} > "$out/fuzz-$name.log" 2>&1 < /dev/null
+}
+
+# fuzz_all SECONDS NAME...: $jobs at a time
+fuzz_all() {
+	local seconds=$1 name pids=() status i start
+	shift
+	while [ $# -gt 0 ]; do
+		start=$SECONDS pids=()
+		for name in "${@:1:jobs}"; do
+			fuzz_one "$name" "$seconds" &
+			pids+=($!)
+		done
+		i=0
+		for name in "${@:1:jobs}"; do
+			status=0
+			wait "${pids[i++]}" || status=$?
+			if [ "$status" -eq 0 ]; then
+				report "fuzz ${name#fuzz_}" 1 0 0 $((SECONDS - start))
+			else
+				report "fuzz ${name#fuzz_}" 0 1 0 $((SECONDS - start))
+				tail -40 "$out/fuzz-$name.log"
+				printf '(exit status %d)\n' "$status"
+			fi
+		done
+		shift $(($# < jobs ? $# : jobs))
+	done
 }
 
 suite_guest() {

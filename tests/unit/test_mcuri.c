@@ -64,6 +64,9 @@ static void test_bad(void)
 		const char *uri, *reason;
 	} t[] = {
 	    {"memcached:", "needs memcached://host:port"},
+	    {"mem", "needs memcached://host:port"},
+	    {"", "needs memcached://host:port"},
+	    {"dir:/tmp/x", "needs memcached://host:port"},
 	    {"memcached:host:11211", "needs memcached://host:port"},
 	    {"memcached:?lossy=1", "needs memcached://host:port"},
 	    {"memcached://", "empty server address"},

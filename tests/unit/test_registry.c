@@ -96,6 +96,8 @@ static void test_record(void)
 	    "host=0000000000000000\npages=7\nstore=x\n",
 	    "host=000000000000123X\npages=7\nstore=x\n",
 	    "host=0000000000001234\npages=7\nstore=\n",
+	    "host=0000000000001234\npages=7\nstore=x\ry\n",
+	    "host=0000000000001234\npages=7\nstore=x\x7f\n",
 	    "host=0000000000001234\npages=\nstore=x\n",
 	};
 	char text[FM_REGISTRY_RECORD];
