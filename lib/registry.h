@@ -126,7 +126,8 @@ int fm_registry_members_publish(struct fm_registry *r, const struct fm_members *
 
 /*
  * No page of this host is placed by an older membership epoch than that: say so in its node, and in the records of those n of its
- * regions. Does not wait; written again in a new session. Regions that begin later say the same from their beginning.
+ * regions. Does not wait; written again in a new session. Regions that begin later say the same from their beginning. A smaller epoch than
+ * before takes it back.
  */
 void fm_registry_settled(struct fm_registry *r, uint64_t epoch, const uint64_t *ids, size_t n);
 

@@ -244,7 +244,7 @@ static void settle_record(struct fm_mine *m, uint64_t epoch)
 {
 	struct fm_registry_record rec;
 
-	if (fm_registry_record_parse(m->text, strlen(m->text), &rec) || rec.epoch >= epoch)
+	if (fm_registry_record_parse(m->text, strlen(m->text), &rec) || rec.epoch == epoch)
 		return;
 	rec.epoch = epoch;
 	fm_registry_record_format(&rec, m->text);

@@ -141,6 +141,43 @@ static void follow(struct faultd *d)
 	}
 }
 
+/* Tell the registry by which epoch our pages are placed at least. */
+static void tell_settled(struct faultd *d, uint64_t epoch)
+{
+	uint64_t *ids;
+	size_t n = 0;
+
+	for (const struct region *r = d->regions; r; r = r->next)
+		n++;
+	ids = calloc(n + 1, sizeof *ids);
+	if (!ids)
+		return;
+	n = 0;
+	/* Regions that end are not moved: their keys are being deleted where they are. */
+	for (const struct region *r = d->regions; r; r = r->next)
+		if (!r->ending)
+			ids[n++] = r->map.hdr->id;
+	fm_registry_settled(d->registry, epoch, ids, n);
+	free(ids);
+	d->membership.settled = epoch;
+	atomic_store(&d->daemon->registry.settled, epoch);
+}
+
+/* Has it come that far? Once none of our pages is on a server that the membership does not have. */
+static void settle(struct faultd *d)
+{
+	const struct fm_cluster_shm *c = &d->daemon->cluster;
+	const struct membership *m = &d->membership;
+	uint64_t now = atomic_load(&c->epoch_now), servers = fm_cluster_servers(c, FM_EPOCH_TAG(now));
+
+	if (!m->known || m->settled >= m->now.epoch || atomic_load(&c->settled) < now)
+		return;
+	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)
+		if ((servers >> i & 1) && atomic_load(&c->server[i].role) != FM_SERVER_MEMBER)
+			return;
+	tell_settled(d, m->now.epoch);
+}
+
 void members_news(struct faultd *d, const struct fm_registry_news *n)
 {
 	struct membership *m = &d->membership;
@@ -160,6 +197,11 @@ void members_news(struct faultd *d, const struct fm_registry_news *n)
 			bool first = !m->known;
 
 			show_change(&m->now, &now);
+			/* ZooKeeper has lost what it had: what was said of epochs with those numbers must not hold for the new ones. */
+			if (now.epoch < m->now.epoch) {
+				fm_warn("registry: the store's membership went back from epoch %" PRIu64 " to %" PRIu64, m->now.epoch, now.epoch);
+				tell_settled(d, 0);
+			}
 			m->now = now;
 			m->known = true;
 			follow(d);
@@ -207,35 +249,6 @@ static void publish(struct faultd *d)
 	else
 		from_table(d, &first);
 	fm_registry_members_publish(d->registry, m->known ? &m->now : &first);
-}
-
-/* Tell the registry once none of our pages is on a server that the membership does not have. */
-static void settle(struct faultd *d)
-{
-	const struct fm_cluster_shm *c = &d->daemon->cluster;
-	struct membership *m = &d->membership;
-	uint64_t now = atomic_load(&c->epoch_now), servers = fm_cluster_servers(c, FM_EPOCH_TAG(now)), *ids;
-	size_t n = 0;
-
-	if (!m->known || m->settled >= m->now.epoch || atomic_load(&c->settled) < now)
-		return;
-	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)
-		if ((servers >> i & 1) && atomic_load(&c->server[i].role) != FM_SERVER_MEMBER)
-			return;
-	for (const struct region *r = d->regions; r; r = r->next)
-		n++;
-	ids = calloc(n + 1, sizeof *ids);
-	if (!ids)
-		return;
-	n = 0;
-	/* Regions that end are not moved: their keys are being deleted where they are. */
-	for (const struct region *r = d->regions; r; r = r->next)
-		if (!r->ending)
-			ids[n++] = r->map.hdr->id;
-	fm_registry_settled(d->registry, m->now.epoch, ids, n);
-	free(ids);
-	m->settled = m->now.epoch;
-	atomic_store(&d->daemon->registry.settled, m->settled);
 }
 
 void members_tick(struct faultd *d)

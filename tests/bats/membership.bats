@@ -144,6 +144,19 @@ one_line() {
 	zk z rm /fm/store/members
 	wait_for 60 zk_has z /fm/store/members
 	[ "$(epoch)" -gt "$before" ]
+	wait_for 60 goes_by "$FM_RUN_DIR" "$(epoch)"
+	# A membership of another beginning: nothing that was said of such epochs before holds.
+	was=$(zk z get /fm/store/members)
+	kill -STOP "$(children_of "$FAULTD_PID")"
+	zk z set /fm/store/members "epoch=1
+${MC_AT[c]} member 1"
+	wait_for 60 faultd_said "the store's membership went back from epoch $(epoch) to 1"
+	wait_for 60 says "/fm/hosts/$(host_id)" epoch=0
+	wait_for 60 says "/fm/regions/$id" epoch=0
+	kill -CONT "$(children_of "$FAULTD_PID")"
+	wait_for 60 says "/fm/regions/$id" epoch=1
+	zk z set /fm/store/members "$was"
+	wait_for 60 goes_by "$FM_RUN_DIR" "$(epoch)"
 	wait_for 60 member_line b member
 	wait_for 60 no_line a
 	zk z set /fm/store/members nonsense
