@@ -68,8 +68,8 @@ mc_round() {
     run "mc.$name.raw" "$OUT/bare_uffd" -m "${MC_ADDRESS[$server]}" -n "$PAGES" -t "$TOUCHES" -c 0 -s 0
     on $(($(nproc) > 1)) "${MC_PID[$server]}"
     on 0 "${MC_EVICTOR[$name]}"
-    run "mc.$name.stream" "${fm[@]}" -n 16384 -t 0 -q -c 0 -s 0
-    run "mc.$name.stream" "$OUT/mc_stream" "${MC_ADDRESS[$server]}" 16384 0
+    run "mc.$name.stream" "${fm[@]}" -n 32768 -t 0 -q -c 0 -s 0
+    run "mc.$name.stream" "$OUT/mc_stream" "${MC_ADDRESS[$server]}" 32768 0
   done
 }
 

@@ -90,8 +90,8 @@ for ((round = 0; round < ROUNDS; round++)); do
   run touch.fm "$OUT/first_touch" fm 4096 "$DIR_FAULTD"
   run touch.memfd "$OUT/first_touch" memfd 4096
   if ((round % 3 == 0)); then
-    run out.fm ours -n 16384 -t 0
-    run out.pwrite "$OUT/pwrite_stream" "$T/stream" 16384
+    run out.fm ours -n 32768 -t 0
+    run out.pwrite "$OUT/pwrite_stream" "$T/stream" 32768
     mc_round
   fi
   ((round % 5)) || { share_round; scale_round; }

@@ -210,6 +210,15 @@ static int by_page(const void *a, const void *b)
 	return x->page < y->page ? -1 : x->page > y->page;
 }
 
+/* Pages come in the order in which they came in: most often that of their numbers. */
+static bool in_order(const struct batch *b)
+{
+	for (unsigned i = 1; i < b->n; i++)
+		if (b->v[i - 1].page > b->v[i].page)
+			return false;
+	return true;
+}
+
 /* Length of the run of owned victims from i on that lie side by side in one shard and are all clean, or all dirty. */
 static unsigned run(const struct batch *b, unsigned i)
 {
@@ -244,7 +253,8 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 	b->n = b->failed = 0;
 	while (b->n < n && look-- && fm_victims_pop(r->victims, &page))
 		b->v[b->n++] = (struct victim){.page = page, .shard = evict_shard_of(r, page)};
-	qsort(b->v, b->n, sizeof b->v[0], by_page);
+	if (!in_order(b))
+		qsort(b->v, b->n, sizeof b->v[0], by_page);
 	for (unsigned i = 0; i < b->n; i++) {
 		struct victim v = b->v[i];
 		fm_word *word = &r->map.words[v.page];

@@ -126,7 +126,7 @@ void fm_mc_begin(struct fm_mc_conn *c)
 	c->out_at = c->out_len = 0;
 }
 
-int fm_mc_add(struct fm_mc_conn *c, const void *bytes, size_t n, unsigned replies)
+char *fm_mc_reserve(struct fm_mc_conn *c, size_t n)
 {
 	if (c->out_len + n > c->out_cap) {
 		size_t cap = c->out_cap ? c->out_cap : 8192;
@@ -136,13 +136,27 @@ int fm_mc_add(struct fm_mc_conn *c, const void *bytes, size_t n, unsigned replie
 			cap *= 2;
 		p = realloc(c->out, cap);
 		if (!p)
-			return -ENOMEM;
+			return NULL;
 		c->out = p;
 		c->out_cap = cap;
 	}
-	memcpy(c->out + c->out_len, bytes, n);
+	return c->out + c->out_len;
+}
+
+void fm_mc_commit(struct fm_mc_conn *c, size_t n, unsigned replies)
+{
 	c->out_len += n;
 	c->expect += replies;
+}
+
+int fm_mc_add(struct fm_mc_conn *c, const void *bytes, size_t n, unsigned replies)
+{
+	char *to = fm_mc_reserve(c, n);
+
+	if (!to)
+		return -ENOMEM;
+	memcpy(to, bytes, n);
+	fm_mc_commit(c, n, replies);
 	return 0;
 }
 

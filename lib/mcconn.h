@@ -78,6 +78,9 @@ void fm_mc_begin(struct fm_mc_conn *c);
  * a connection nothing happens; fm_mc_run() makes it. Errors are left to fm_mc_run(), too.
  */
 void fm_mc_push(struct fm_mc_conn *c);
+/* Room for n bytes at the end of the requests, to be written in place and then counted by fm_mc_commit(). NULL: no memory. */
+char *fm_mc_reserve(struct fm_mc_conn *c, size_t n);
+void fm_mc_commit(struct fm_mc_conn *c, size_t n, unsigned replies);
 /* Append bytes of a request; replies: final replies that it will bring (END counts, VALUE does not). Returns 0 or -ENOMEM. */
 int fm_mc_add(struct fm_mc_conn *c, const void *bytes, size_t n, unsigned replies);
 

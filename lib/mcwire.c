@@ -133,12 +133,14 @@ enum fm_mc_reply fm_mc_parse(const char *buf, size_t len, size_t *used, struct f
 	return r;
 }
 
+#define SET_DIGITS 4
+
 size_t fm_mc_set(char *to, size_t cap, const char *key, size_t data_len)
 {
-	size_t key_len = strlen(key), digits = 1;
+	size_t key_len = strlen(key), digits = SET_DIGITS;
 	char *at = to;
 
-	for (size_t k = data_len; k >= 10; k /= 10)
+	for (size_t k = data_len / 10000; k; k /= 10)
 		digits++;
 	if (strlen("set ") + key_len + strlen(" 0 0 ") + digits + strlen("\r\n") >= cap)
 		return 0;

@@ -45,8 +45,9 @@ enum fm_mc_reply fm_mc_parse(const char *buf, size_t len, size_t *used, struct f
 
 /*
  * Format a request into to (cap bytes, enough is FM_MC_KEY_MAX + 64). Returns its length. fm_mc_set() formats the line before
- * the data, which is followed by "\r\n".
+ * the data, which is followed by "\r\n". Up to 9999 bytes of data the line has the same length.
  */
+#define FM_MC_SET_MAX (FM_MC_KEY_MAX + 64)
 size_t fm_mc_set(char *to, size_t cap, const char *key, size_t data_len);
 size_t fm_mc_delete(char *to, size_t cap, const char *key);
 

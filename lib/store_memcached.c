@@ -23,6 +23,7 @@
 #define BATCH     FM_MC_BATCH
 #define KEY_BYTES 40
 #define SENT_BESIDE 0x80 /* in sent[]: a request whose reply says nothing about the page's outcome */
+#define PUSH_FIRST 4
 #define PUSH_EVERY 16
 #define YIELD_NS  100000
 
@@ -53,7 +54,6 @@ struct mc_store {
 	uint8_t place[BATCH][FM_PLACE_REPLICAS];
 	uint8_t outcome[BATCH][FM_PLACE_REPLICAS];
 	char key_text[BATCH][KEY_BYTES];
-	unsigned char value[FM_VALUE_MAX + 2];
 	struct fm_value_scratch scratch;
 	struct fm_mc_servers servers;
 };
@@ -416,28 +416,44 @@ static void send_delete_old(struct mc_store *s, uint64_t region, unsigned i)
 	}
 }
 
+/* The value is made where it will be sent from: once, for every replica gets the same bytes. */
 static int send_put(struct mc_store *s, unsigned i)
 {
 	const struct fm_store_req *r = &s->req[i];
-	char line[FM_MC_KEY_MAX + 64];
+	const char *made = NULL;
 	bool any_up = false;
-	int len = fm_value_encode(s->seal, r->page, r->gen, r->buf, s->value, &s->scratch);
-	size_t n;
+	size_t n = 0;
 
-	if (len < 0)
-		return len;
-	/* Sealed once: every replica gets the same bytes. */
-	memcpy(s->value + len, "\r\n", 2);
-	n = fm_mc_set(line, sizeof line, s->key_text[i], (size_t)len);
 	for (unsigned c = 0; c < s->copies[i]; c++)
 		any_up |= !fm_mc_server_looks_down(&s->servers.server[s->place[i][c]]);
 	for (unsigned c = 0; c < s->copies[i]; c++) {
 		struct fm_mc_server *v = &s->servers.server[s->place[i][c]];
+		char *to;
 
 		if ((any_up && fm_mc_server_looks_down(v)) || !can_ask(s, i, v))
 			continue;
-		if (fm_mc_add(&v->conn, line, n, 0) || fm_mc_add(&v->conn, s->value, (size_t)len + 2, 1))
+		to = fm_mc_reserve(&v->conn, FM_MC_SET_MAX + FM_VALUE_MAX + 2);
+		if (!to)
 			return -ENOMEM;
+		if (made) {
+			memcpy(to, made, n);
+		} else {
+			/* The line's length does not depend on the value's. */
+			char line[FM_MC_SET_MAX];
+			int len;
+
+			n = fm_mc_set(line, sizeof line, s->key_text[i], 0);
+			len = fm_value_encode(s->seal, r->page, r->gen, r->buf, to + n, &s->scratch);
+			if (len < 0)
+				return len;
+			n = fm_mc_set(line, sizeof line, s->key_text[i], (size_t)len);
+			memcpy(to, line, n);
+			to[n + (size_t)len] = '\r';
+			to[n + (size_t)len + 1] = '\n';
+			n += (size_t)len + 2;
+			made = to;
+		}
+		fm_mc_commit(&v->conn, n, 1);
 		s->outcome[i][c] = ASKED;
 		v->sent[v->nsent++] = (uint8_t)i;
 	}
@@ -529,8 +545,8 @@ static void mc_put_begin(struct fm_store *store, uint64_t region, struct fm_stor
 			s->outcome[i][0] = UNKNOWN;
 		if (r[i].old_gen && !r[i].moving)
 			send_delete_old(s, region, i);
-		/* The servers work on these while the next ones are sealed. */
-		if (i % PUSH_EVERY == PUSH_EVERY - 1)
+		/* The servers work on these while the next ones are sealed; on the first few at once, they have nothing else. */
+		if (i == PUSH_FIRST - 1 || i % PUSH_EVERY == PUSH_EVERY - 1)
 			for (unsigned k = 0; k < s->servers.n; k++)
 				fm_mc_push(&s->servers.server[k].conn);
 	}
