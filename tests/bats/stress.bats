@@ -34,14 +34,16 @@ real_pages() {
 
 # torture runs under `timeout`: the child is the client.
 client_of() {
-	children_of "$1"
+	local child
+	child=$(children_of "$1")
+	[ -n "$child" ] && echo "$child"
 }
 
 # Look every 100 ms, as long as torture runs: neither the count nor the files may pass BUDGET + 2 % + 256 pages.
 watch_budget() {
 	local budget=$1 most=0 most_real=0 samples=0 n real client most_allowed
 	most_allowed=$((budget + budget / 50 + 256))
-	wait_for 10 client_of "$TORTURE_PID"
+	wait_for 60 client_of "$TORTURE_PID"
 	client=$(client_of "$TORTURE_PID")
 	while alive "$TORTURE_PID"; do
 		n=$("$FM_BIN/fm-stat" -j | jq .daemon.resident_pages)
