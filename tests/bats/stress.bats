@@ -110,7 +110,7 @@ evictions_above() {
 	local kills=0 evictor n
 	start_faultd --local 512p
 	start_torture --size $((8 * 512 * 4096)) --threads 4
-	wait_for 20 test -n "$(client_of "$TORTURE_PID")"
+	wait_for 60 client_of "$TORTURE_PID"
 	RANDOM=$seconds
 	while alive "$TORTURE_PID"; do
 		evictor=$(children_of "$FAULTD_PID")
