@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 #include <dirent.h>
 
@@ -29,8 +30,19 @@ struct dir_region {
 	int fd;
 };
 
+/* A page that the disk cannot read: it is asked again for a time before it is given up. */
+struct bad_page {
+	uint64_t region, page, gen;
+	uint64_t since_ns; /* CLOCK_MONOTONIC: of the first failure; 0: slot not in use */
+	uint64_t last_ns;
+};
+#define BAD_PAGES   64
+#define BAD_NS      3000000000ull  /* how long it is asked again */
+#define BAD_GAP_NS  30000000000ull /* not asked for so long: a failure counts as the first again */
+
 struct dir_store {
 	struct fm_store store;
+	struct bad_page bad[BAD_PAGES];
 	int dir_fd;
 	struct dir_region *regions; /* most recently used first */
 };
@@ -162,6 +174,44 @@ static unsigned run_length(const struct fm_store_req *r, unsigned n, struct iove
 	return k;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* An I/O error may pass (a path that fails over, a controller that is reset): LOST is for good, so not at once. */
+static enum fm_store_result io_error(struct dir_store *s, uint64_t region, const struct fm_store_req *r)
+{
+	uint64_t now = now_ns();
+	struct bad_page *b = &s->bad[0];
+
+	for (unsigned i = 0; i < BAD_PAGES; i++) {
+		struct bad_page *k = &s->bad[i];
+
+		if (k->since_ns && k->region == region && k->page == r->page && k->gen == r->gen && now - k->last_ns < BAD_GAP_NS) {
+			k->last_ns = now;
+			if (now - k->since_ns < BAD_NS)
+				return FM_STORE_DOWN;
+			k->since_ns = 0;
+			return FM_STORE_LOST;
+		}
+		if (k->last_ns < b->last_ns)
+			b = k;
+	}
+	*b = (struct bad_page){.region = region, .page = r->page, .gen = r->gen, .since_ns = now, .last_ns = now};
+	return FM_STORE_DOWN;
+}
+
+static enum fm_store_result get_error(struct dir_store *s, uint64_t region, const struct fm_store_req *r, int e)
+{
+	if (e == EIO)
+		return io_error(s, region, r);
+	return e == EINTR || e == EAGAIN || e == ENOMEM ? FM_STORE_DOWN : FM_STORE_LOST;
+}
+
 static void dir_get(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
 {
 	struct iovec iov[FM_EVICT_BATCH];
@@ -179,7 +229,7 @@ static void dir_get(struct fm_store *store, uint64_t region, struct fm_store_req
 			     : preadv(fd, iov, (int)k, (off_t)(r[i].page * FM_PAGE_SIZE));
 		for (unsigned j = 0; j < k; j++) {
 			if (got < 0)
-				r[i + j].result = errno == EINTR || errno == EAGAIN || errno == ENOMEM ? FM_STORE_DOWN : FM_STORE_LOST;
+				r[i + j].result = k > 1 ? FM_STORE_DOWN : get_error((struct dir_store *)store, region, &r[i], errno);
 			else if (got < (ssize_t)(j + 1) * FM_PAGE_SIZE)
 				r[i + j].result = j && got > 0 ? FM_STORE_DOWN : FM_STORE_LOST;
 			else
@@ -191,8 +241,8 @@ static void dir_get(struct fm_store *store, uint64_t region, struct fm_store_req
 				if (r[i + j].result != FM_STORE_OK) {
 					got = pread(fd, r[i + j].buf, FM_PAGE_SIZE, (off_t)(r[i + j].page * FM_PAGE_SIZE));
 					r[i + j].result = got == FM_PAGE_SIZE && !fm_page_is_zero(r[i + j].buf) ? FM_STORE_OK
-							: got < 0 && (errno == EINTR || errno == ENOMEM)        ? FM_STORE_DOWN
-														: FM_STORE_LOST;
+							: got < 0 ? get_error((struct dir_store *)store, region, &r[i + j], errno)
+								  : FM_STORE_LOST;
 				}
 	}
 }

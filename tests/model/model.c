@@ -66,7 +66,8 @@ struct state {
 	uint8_t stale;                   /* a duplicate missing event in the shard's hand for later */
 	uint8_t e, e_gen, e_buf, e_late; /* evictor: step, generation, bytes read; e_late: it was taken back */
 	uint8_t store[GENS];             /* 0 none, 1 + version */
-	uint8_t flying, fly_v, fly_g;    /* a message to the store on its way: 1 put, 2 delete; it may arrive after its sender's death */
+	uint8_t flying, fly_v, fly_g;    /* a message to the store on its way: 1 put, 2 delete */
+	uint8_t late, late_v, late_g;    /* one of a dead evictor, that arrives whenever it likes */
 	uint8_t writes, evicts, deaths, discards;
 };
 
@@ -352,6 +353,17 @@ static void store(const struct state *s)
 {
 	struct state n = *s;
 
+	if (s->late) {
+		if (s->late == 1)
+			n.store[s->late_g] = (uint8_t)(1 + s->late_v);
+		else if (broken == DELETE_NEW)
+			memset(n.store, 0, sizeof n.store);
+		else
+			n.store[s->late_g] = 0;
+		n.late = n.late_v = n.late_g = 0;
+		add(&n);
+		n = *s;
+	}
 	if (!s->flying)
 		return;
 	if (s->flying == 1)
@@ -466,6 +478,10 @@ static void deaths(const struct state *s)
 	n.deaths++;
 	n.e = E_IDLE;
 	n.e_gen = n.e_buf = 0;
+	n.late = n.flying;
+	n.late_v = n.fly_v;
+	n.late_g = n.fly_g;
+	n.flying = n.fly_v = n.fly_g = 0;
 	if (n.st == WRITEBACK)
 		n.st = DIRTY;
 	if (n.st == DROPPING && broken != NO_RECOVER_DROP) {
@@ -488,7 +504,7 @@ static void deaths(const struct state *s)
 /* Nothing more may happen but deaths: then nobody must wait. */
 static void check_quiet(const struct state *s, uint32_t before)
 {
-	if (nseen == before && s->blocked && !s->queue && s->s == S_IDLE && s->e == E_IDLE && !s->stale && !s->flying)
+	if (nseen == before && s->blocked && !s->queue && s->s == S_IDLE && s->e == E_IDLE && !s->stale && !s->flying && !s->late)
 		violation = "hang: a client waits, and nobody will wake it";
 }
 
@@ -500,7 +516,7 @@ static void explore(void)
 	add(&first);
 	for (uint32_t i = 0; i < nseen && !violation; i++) {
 		struct state s = seen[i];
-		bool moves = s.queue || s.s != S_IDLE || s.e != E_IDLE || s.stale || s.flying;
+		bool moves = s.queue || s.s != S_IDLE || s.e != E_IDLE || s.stale || s.flying || s.late;
 
 		client(&s);
 		shard(&s);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tap.h"
@@ -255,6 +256,49 @@ static void test_full(void)
 	umount(dir);
 }
 
+/* A disk that cannot read: /proc/self/mem at an address where nothing is. Asked again for seconds, and only then given up. */
+static void test_io_error(void)
+{
+	struct fm_store_req r = {.page = 0, .gen = 1, .buf = in[0]};
+	struct timespec nap = {.tv_nsec = 20000000};
+	unsigned tries = 0;
+	struct fm_store *s;
+	char path[96];
+
+	if (!is_u64(fm_store_open(uri, NULL, &s, why), 0, "store of a bad disk is opened"))
+		return;
+	put_pages(s, ID, 0, 1, 1, 5);
+	fm_store_forget(s, ID);
+	snprintf(path, sizeof path, "%s/%016llx.pages", dir, (unsigned long long)ID);
+	if (geteuid() != 0 || unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+	    mount("/proc/self/mem", path, NULL, MS_BIND, NULL) < 0) {
+		tap_skip("an I/O error", "cannot mount here");
+		fm_store_region_end(s, ID);
+		fm_store_close(s);
+		return;
+	}
+	/* Its folder was opened in the namespace before. */
+	fm_store_close(s);
+	if (!is_u64(fm_store_open(uri, NULL, &s, why), 0, "... and again"))
+		return;
+	for (;; tries++) {
+		fm_store_get(s, ID, &r, 1);
+		if (r.result != FM_STORE_DOWN || tries > 3000)
+			break;
+		nanosleep(&nap, NULL);
+	}
+	is_u64(r.result, FM_STORE_LOST, "a page that cannot be read is lost in the end");
+	ok(tries > 20, "... but not before it was asked for many times (%u)", tries);
+	fm_store_get(s, ID, &r, 1);
+	is_u64(r.result, FM_STORE_DOWN, "a new access begins anew");
+	fm_store_forget(s, ID);
+	umount2(path, MNT_DETACH);
+	fm_store_get(s, ID, &r, 1);
+	is_u64(r.result, FM_STORE_OK, "and the page is there when the disk is");
+	fm_store_region_end(s, ID);
+	fm_store_close(s);
+}
+
 int main(void)
 {
 	if (!mkdtemp(dir))
@@ -264,6 +308,7 @@ int main(void)
 	test_pages();
 	test_damage();
 	test_full();
+	test_io_error();
 	rmdir(dir);
 	return tap_done();
 }
