@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define LOT   (FM_VICTIM_CLASSES - 1)
-#define CHUNK 254 /* pages of a piece of a queue: 1 KiB */
+#define LOT    (FM_VICTIM_CLASSES - 1)
+#define LATER  FM_VICTIM_CLASSES /* queue of the pages that were chosen and could not leave; they keep their class */
+#define QUEUES (FM_VICTIM_CLASSES + 1)
+#define CHUNK  254 /* pages of a piece of a queue: 1 KiB */
 
 /* How lifetimes are learned; DESIGN.md has the measurements. */
 #define RATIO_MAX   4.0  /* of a class's lifetime to the next lower one's */
@@ -43,7 +45,7 @@ struct fifo {
 };
 
 struct fm_victims {
-	struct fifo queue[FM_VICTIM_CLASSES];
+	struct fifo queue[QUEUES];
 	struct chunk *spare; /* one kept, so that queues that breathe do not allocate */
 	uint32_t *page;      /* see enum place */
 	uint64_t pages, count, refaults;
@@ -82,7 +84,7 @@ void fm_victims_free(struct fm_victims *v)
 {
 	if (!v)
 		return;
-	for (unsigned c = 0; c < FM_VICTIM_CLASSES; c++)
+	for (unsigned c = 0; c < QUEUES; c++)
 		while (v->queue[c].head) {
 			struct chunk *k = v->queue[c].head;
 
@@ -259,9 +261,9 @@ static unsigned class_after(struct fm_victims *v, unsigned was, uint64_t d)
 
 /* --- calls */
 
-static int queue_as(struct fm_victims *v, uint32_t page, unsigned class)
+static int queue_in(struct fm_victims *v, unsigned queue, uint32_t page, unsigned class)
 {
-	int e = enqueue(v, &v->queue[class], page);
+	int e = enqueue(v, &v->queue[queue], page);
 
 	if (e)
 		return e;
@@ -276,7 +278,8 @@ static int came_back(struct fm_victims *v, uint32_t page, uint64_t d)
 
 	v->cost[was] += 1 / ((double)d / (double)v->room + 1 / COST_MAX);
 	v->refaults += d < v->room;
-	return queue_as(v, page, class_after(v, was, d));
+	was = class_after(v, was, d);
+	return queue_in(v, was, page, was);
 }
 
 int fm_victims_push(struct fm_victims *v, uint32_t page)
@@ -287,12 +290,12 @@ int fm_victims_push(struct fm_victims *v, uint32_t page)
 	case QUEUED:
 		return 0;
 	case POPPED:
-		return queue_as(v, page, class_of(v, page));
+		return queue_in(v, LATER, page, class_of(v, page));
 	case LEFT:
 		return came_back(v, page, since(v, page));
 	case UNKNOWN:
 	default:
-		return queue_as(v, page, 0);
+		return queue_in(v, 0, page, 0);
 	}
 }
 
@@ -315,17 +318,20 @@ void fm_victims_left(struct fm_victims *v, uint32_t page)
 	note(v, page, class, LEFT);
 }
 
-/* The class whose first page is next; -1: all queues are empty. */
-static int next_class(const struct fm_victims *v, double *age)
+/*
+ * The queue whose first page is next; -1: all are empty. Of equals the lowest: while nothing leaves no time passes, and then LATER is
+ * the last. So pages that cannot leave do not stand before those that can.
+ */
+static int next_queue(const struct fm_victims *v, double *age)
 {
 	int best = -1;
 
-	for (unsigned c = 0; c < FM_VICTIM_CLASSES; c++) {
+	for (unsigned c = 0; c < QUEUES; c++) {
 		double a;
 
 		if (!v->queue[c].head)
 			continue;
-		a = (double)since(v, first(&v->queue[c])) / v->life[c];
+		a = (double)since(v, first(&v->queue[c])) / (c == LATER ? 1 : v->life[c]);
 		if (best < 0 || a > *age) {
 			best = (int)c;
 			*age = a;
@@ -343,12 +349,12 @@ bool fm_victims_pop(struct fm_victims *v, uint32_t *page)
 		learn(v);
 		v->look_at = v->now + v->room / LOOKS + 16;
 	}
-	c = next_class(v, &age);
+	c = next_queue(v, &age);
 	if (c < 0)
 		return false;
 	*page = first(&v->queue[c]);
 	dequeue(v, &v->queue[c]);
-	note(v, *page, (unsigned)c, POPPED);
+	note(v, *page, class_of(v, *page), POPPED);
 	v->count--;
 	return true;
 }
@@ -362,7 +368,7 @@ uint64_t fm_victims_age(const struct fm_victims *v)
 {
 	double age = 0;
 
-	return next_class(v, &age) < 0 ? 0 : (uint64_t)age;
+	return next_queue(v, &age) < 0 ? 0 : (uint64_t)age;
 }
 
 uint64_t fm_victims_refaults(const struct fm_victims *v)

@@ -16,7 +16,7 @@
  *     for long, no matter which. So one of eight pages that come back is drawn into a class of its own, whose lifetime is learned
  *     against the average of all others. Where use is random this changes nothing: the mean time of a page here decides, not its spread.
  *
- * Every call takes constant time: six queues are looked at, no pages. Memory: 4 bytes a page of the region that was ever here, 4 bytes
+ * Every call takes constant time: seven queues are looked at, no pages. Memory: 4 bytes a page of the region that was ever here, 4 bytes
  * a page that is queued. It is private: losing it (a restart) loses what was learned, and no page.
  * One thread an object.
  */
@@ -42,7 +42,7 @@ void fm_victims_time(struct fm_victims *v, uint64_t now, uint64_t room);
 
 /*
  * A page is here: it may leave some time. Nothing happens when it is queued already, or not below the bound. One that was
- * popped and did not leave waits anew, in its class. Returns 0, or -ENOMEM (it is not queued).
+ * popped and did not leave (it could not be stored) waits anew, and as long as none leaves, behind all others. Returns 0, or -ENOMEM (it is not queued).
  */
 int fm_victims_push(struct fm_victims *v, uint32_t page);
 
