@@ -114,6 +114,8 @@ static bool unprotect(struct fm_shard *s, const struct pending *p, uint64_t w)
 	FM_CRASH_POINT("unprotect-published");
 	shard_single_end(s);
 	if (res == FM_UFFD_DONE) {
+		if (from == FM_CLEAN && !(w & FM_F_GRACE))
+			fm_track_written(&s->track[w & FM_F_ZERO ? FILL_ZERO : FILL_STORE]);
 		fm_bump(&s->stats->faults_wp, 1);
 		served(s, p->t0_ns, fm_now_ns());
 		return true;
@@ -227,10 +229,10 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 			*f = (struct fill){
 			    .page = p->page,
 			    .source = fm_word_state(w) == FM_EMPTY ? FILL_ZERO : FILL_STORE,
-			    .write = p->write,
 			    .w = busy,
 			    .t0_ns = p->t0_ns,
 			};
+			f->write = p->write || !fm_track_wanted(&s->track[f->source]);
 			s->nfill++;
 			return true;
 		case FM_DIRTY:
@@ -278,6 +280,8 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 	shard_publish(s, f->page, f->w, to);
 	FM_CRASH_POINT("fill-published");
 	f->done = true;
+	if (!f->write)
+		fm_track_protected(&s->track[f->source]);
 	if (f->source == FILL_STORE) {
 		atomic_fetch_sub(&s->o.map->hdr->remote, 1);
 		if (!f->quiet)

@@ -11,6 +11,7 @@
 #include "prefetch.h"
 #include "shard.h"
 #include "stats.h"
+#include "track.h"
 
 #define FM_PENDING  512            /* faults noted at most; more are woken later and fault again */
 #define FM_FILL     (FM_BATCH - 1) /* pages filled a turn; the last in-flight slot is for single pages */
@@ -56,6 +57,7 @@ struct fm_shard {
 	struct fill fill[FM_FILL];
 	unsigned nfill;
 	struct fm_prefetch prefetch;
+	struct fm_track track[2]; /* by enum fill_source */
 	bool waits_room;     /* this turn left something for want of room */
 	bool waits_store;    /* ... for want of the store */
 	bool waits_eventual; /* ... for something else that passes by itself */

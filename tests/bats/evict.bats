@@ -248,3 +248,45 @@ evictions_above() {
 nothing_resident() {
 	[ "$(daemon_resident)" -eq 0 ]
 }
+
+# one_cycle N: everything leaves, then the client does its next steps.
+one_cycle() {
+	"$evict" --all a > "$FM_TMP/evicted"
+	touch "$go.$1"
+	client_says "did$1"
+}
+
+@test "pages that are written after they were read come writable after a while; read-only ones are protected again" {
+	local i before steps=()
+	start_faultd --shards 1
+	for i in {1..4}; do
+		steps+=("until:$go.$i" "check:0:1024:$i" "fill:0:1024:$((i + 1))" "say:did$i")
+	done
+	for i in {5..24}; do
+		steps+=("until:$go.$i" check:0:1024:5 "say:did$i")
+	done
+	start_client map:a:1024 fill:0:1024:1 say:filled "${steps[@]}" until:"$go.end"
+	client_says filled
+	before=$(region_stat .faults_wp)
+	one_cycle 1
+	# They came protected, and each write was a fault.
+	[ $(($(region_stat .faults_wp) - before)) -ge 900 ]
+	one_cycle 2
+	one_cycle 3
+	before=$(region_stat .faults_wp)
+	one_cycle 4
+	[ $(($(region_stat .faults_wp) - before)) -le 512 ]
+	# Now they are only read. Those that came writable are stored again when they leave; soon none are.
+	one_cycle 5
+	before=$(region_stat .store_puts)
+	one_cycle 6
+	[ $(($(region_stat .store_puts) - before)) -ge 512 ]
+	for i in {7..24}; do
+		before=$(region_stat .store_puts)
+		one_cycle "$i"
+		[ $(($(region_stat .store_puts) - before)) -gt 512 ] || break
+	done
+	[ $(($(region_stat .store_puts) - before)) -le 512 ]
+	kill "$CLIENT_PID"
+	stop_faultd
+}
