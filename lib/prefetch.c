@@ -111,21 +111,26 @@ static void note(struct fm_prefetch_stream *s, int32_t delta)
 		s->ndelta++;
 }
 
-/* The fault is k steps on the stream's way. */
-static void go_on(struct fm_prefetch *p, struct fm_prefetch_stream *s, unsigned k)
+/*
+ * A fault in the middle of a window, k steps on: that page was not brought in, or is gone again, unused. What lies before it was used.
+ * No reason to bring in more: the budget may be too small for it, or somebody else came by.
+ */
+static void within(struct fm_prefetch *p, struct fm_prefetch_stream *s, unsigned k)
+{
+	used(p, s, k - 1);
+	if (s->unproven) {
+		s->unproven--;
+		p->wasted++;
+	}
+	s->window = s->window > 1 ? s->window / 2 : 1;
+	s->reached -= k;
+}
+
+/* The first fault behind a window, k steps on. */
+static void behind(struct fm_prefetch *p, struct fm_prefetch_stream *s, unsigned k)
 {
 	int32_t was = s->stride;
 
-	if (k <= s->reached) {
-		/* In the middle of the window: it was not brought in, or is gone again, unused. What lies before it was used. */
-		used(p, s, k - 1);
-		if (s->unproven) {
-			s->unproven--;
-			p->wasted++;
-		}
-		s->window = s->window > 1 ? s->window / 2 : 1;
-		return;
-	}
 	if (s->unproven) {
 		used(p, s, s->unproven);
 		p->cap = p->cap * 2 < FM_PREFETCH_MAX ? p->cap * 2 : FM_PREFETCH_MAX;
@@ -133,19 +138,24 @@ static void go_on(struct fm_prefetch *p, struct fm_prefetch_stream *s, unsigned 
 	note(s, was * (int32_t)(k - s->reached));
 	s->stride = trend(s);
 	s->window = s->stride == was ? s->window * 2 : s->stride ? FIRST_WINDOW : 0;
+	s->reached = 0;
 }
 
 struct fm_ahead fm_prefetch_fault(struct fm_prefetch *p, uint32_t page)
 {
 	struct fm_prefetch_stream *s = NULL;
 	unsigned k = 0;
+	bool more = true;
 
 	for (unsigned i = 0; i < FM_PREFETCH_STREAMS && !k; i++) {
 		k = steps(&p->stream[i], page);
 		s = &p->stream[i];
 	}
-	if (k) {
-		go_on(p, s, k);
+	if (k && k <= s->reached) {
+		within(p, s, k);
+		more = false;
+	} else if (k) {
+		behind(p, s, k);
 	} else {
 		s = stream_of(p, page);
 		if (s->used && page != s->last) {
@@ -158,11 +168,10 @@ struct fm_ahead fm_prefetch_fault(struct fm_prefetch *p, uint32_t page)
 		s->window = p->cap;
 	s->used = ++p->clock;
 	s->last = page;
-	s->reached = 0;
 	return (struct fm_ahead){
 	    .page = page,
 	    .stride = s->stride,
-	    .n = s->stride ? s->window : 0,
+	    .n = more && s->stride ? s->window : 0,
 	    .stream = (unsigned)(s - p->stream),
 	};
 }

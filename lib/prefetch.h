@@ -16,7 +16,7 @@
 
 #define FM_PREFETCH_STREAMS 16
 #define FM_PREFETCH_HISTORY 8    /* differences remembered of a stream */
-#define FM_PREFETCH_MAX     32u  /* pages of a window at most */
+#define FM_PREFETCH_MAX     62u  /* pages of a window at most */
 #define FM_PREFETCH_NEAR    512u /* pages: a fault farther from a stream's last one is not its */
 
 struct fm_prefetch_stream {

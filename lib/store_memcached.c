@@ -26,6 +26,7 @@
 #define PUSH_FIRST 4
 #define PUSH_EVERY 16
 #define YIELD_NS  100000
+#define MANY      8 /* pages of a get that are worth more than the sleeps between their arrivals */
 
 _Static_assert(BATCH <= SENT_BESIDE, "an index and a bit share a byte of sent[]");
 
@@ -232,7 +233,7 @@ static void set_outcome(struct mc_store *s, unsigned i, const struct fm_mc_serve
 			s->outcome[i][c] = (uint8_t)o;
 }
 
-static fm_mc_handler on_put;
+static fm_mc_handler on_get, on_put;
 
 /* The reply to the oldest request that v was sent, or that there will be none. */
 static void settle(struct mc_store *s, struct fm_mc_server *v, enum outcome o)
@@ -250,7 +251,7 @@ static void run(struct mc_store *s, fm_mc_handler *handler)
 	struct fm_mc_run r = {
 	    .conns = conns,
 	    .timeout_ns = s->servers.uri.timeout_ms * 1000000ull,
-	    .yield_ns = handler == on_put ? YIELD_NS : 0,
+	    .yield_ns = handler == on_put || (handler == on_get && s->n >= MANY) ? YIELD_NS : 0,
 	    .handler = handler,
 	    .greeter = fm_mc_server_greet,
 	    .idle = s->idle,

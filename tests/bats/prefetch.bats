@@ -76,7 +76,7 @@ since() {
 	[ "$(region_stat .prefetch_wasted)" -lt $((n / 8)) ]
 }
 
-@test "random access brings in nothing ahead" {
+@test "random access brings in nothing ahead, but for one window where it meets the end of the fill" {
 	local steps=() i page=1
 	start_faultd --local none
 	for ((i = 0; i < 400; i++)); do
@@ -89,6 +89,6 @@ since() {
 	now
 	touch "$go"
 	wait_for 60 said checked
-	[ "$(since prefetched)" -eq 0 ]
-	[ "$(since faults)" -ge 390 ]
+	[ "$(since prefetched)" -le 62 ]
+	[ "$(since faults)" -ge 380 ]
 }
