@@ -8,7 +8,7 @@
  * becomes executable, no namespaces, no sockets but Unix and IP ones, ioctl(2) on userfaultfds alone. FAULTD may start programs
  * (fm-evict), which inherit the filter; EVICT may not.
  *
- * A sanitizer build has no stage 3 (their run-time uses other calls), nor has a machine other than x86-64 and AArch64.
+ * A sanitizer build has no stage 3 (their run-time uses other calls), TSan's neither the first two in threads that live already; nor has a machine other than x86-64 and AArch64.
  */
 #ifndef FM_SANDBOX_H
 #define FM_SANDBOX_H
