@@ -12,6 +12,7 @@
 #define GAP_NS      (10 * MS)  /* between two looks at a tablet that recovers, at first */
 #define GAP_MAX_NS  (160 * MS)
 #define LOOKUP_NS   (300 * MS) /* a lookup that takes longer is not waited for */
+#define ERROR_NS    (1000 * MS)
 #define POLLED      160
 #define TABLETS_MAX 65536u
 
@@ -448,7 +449,7 @@ void fm_rc_cluster_wait(struct fm_rc_cluster *c, uint64_t until_ns)
 
 int fm_rc_cluster_do(struct fm_rc_cluster *c, enum fm_rc_op op, struct fm_rc_table *t, uint64_t until_ns, char *why)
 {
-	uint64_t ops = c->ops;
+	uint64_t ops = c->ops, begun = fm_rc_now();
 	bool asked = false;
 
 	fm_rc_cluster_begin(c);
@@ -456,8 +457,9 @@ int fm_rc_cluster_do(struct fm_rc_cluster *c, enum fm_rc_op op, struct fm_rc_tab
 		uint64_t now = fm_rc_now();
 
 		if (asked && c->op == FM_RC_OP_NONE && c->ops > ops)
-			return op == FM_RC_OP_ID && c->op_status == FM_RC_NO_TABLE ? -ENOENT : 0;
-		if (now >= until_ns)
+			return op == FM_RC_OP_ID && c->op_status == FM_RC_NO_TABLE ? -ENODATA : 0;
+		/* An error that lasts is an answer. */
+		if (now >= until_ns || (c->error && now - begun > ERROR_NS))
 			break;
 		if (c->op == FM_RC_OP_NONE) {
 			/* What another asked before is answered: now ours. */

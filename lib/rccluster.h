@@ -106,7 +106,7 @@ bool fm_rc_cluster_hopeful(const struct fm_rc_cluster *c, uint64_t now, uint64_t
 void fm_rc_cluster_wait(struct fm_rc_cluster *c, uint64_t until_ns);
 
 /*
- * Have the coordinator do one thing (DROP, SERVERS, ID; t NULL for SERVERS) and wait for it until until_ns. Returns 0, -ENOENT (ID: no
+ * Have the coordinator do one thing (DROP, SERVERS, ID; t NULL for SERVERS) and wait for it until until_ns. Returns 0, -ENODATA (ID: no
  * such table), -EAGAIN (it asked to be left alone for longer: try again), or -errno with one line in why (FM_RC_WHY bytes).
  */
 int fm_rc_cluster_do(struct fm_rc_cluster *c, enum fm_rc_op op, struct fm_rc_table *t, uint64_t until_ns, char *why);

@@ -8,7 +8,7 @@
  * region ends and the table goes.
  *
  * Replicas, recovery and where a tablet lies are RAMCloud's business. What it says is believed: an object that the owner of its tablet does
- * not have, or that is wrong twice, is LOST; everything else waits.
+ * not have, or that is wrong again and again, is LOST; everything else waits.
  *
  * A call waits for what is under way: a reply, a connection, the coordinator; each of these ends by itself. For what lies in the future (a
  * server that rests after a failure, a tablet that recovers, a delay that was asked for) it waits only a moment, then says DOWN, and its caller
@@ -37,6 +37,7 @@
 #define FULL_NS   (250 * MS) /* a server that refuses a page for so long is full */
 #define PATIENCE_NS      (20 * MS)  /* a page-in */
 #define PUT_PATIENCE_NS  (100 * MS) /* the evictor has more */
+#define WRONG_MOST 4      /* a value that is wrong so often is wrong where it is stored */
 #define JUNK_MAX  (1u << 20)
 #define JUNK_NS   (1000 * MS)
 
@@ -163,7 +164,7 @@ static int probe(struct rc_store *s, uint64_t until_ns, char *why)
 	struct fm_rc_table *t = fm_rc_cluster_table(&s->cluster, "fmhosts");
 	int e = t ? fm_rc_cluster_do(&s->cluster, FM_RC_OP_ID, t, until_ns, why) : -ENOMEM;
 
-	return e == -ENOENT ? 0 : e;
+	return e == -ENODATA ? 0 : e;
 }
 
 static int rc_open(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why)
@@ -363,7 +364,7 @@ static void on_part(struct rc_store *s, struct item *i, const struct fm_rc_part 
 		    (part->key_len == KEY && memcmp(part->key, i->key, KEY) == 0 &&
 		     fm_value_decode(s->region->seal, i->page, i->gen, part->value, part->value_len, i->buf, &s->scratch) == 0))
 			settle(i, FM_STORE_OK);
-		else if (++i->wrong < 2)
+		else if (++i->wrong < WRONG_MOST)
 			again(i, now);
 		else
 			settle(i, FM_STORE_LOST);

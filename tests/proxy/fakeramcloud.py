@@ -23,9 +23,10 @@ Commands (numbers are chances in 1000 unless said otherwise):
   start N          a master N again, empty
   recovering MS    all tablets have no owner for so long
   coordinator      the coordinator dies
-  rollover         ... and another takes over, on another port; prints its locator
+  reborn           ... and another begins, on another port; prints its locator
+  rollover         both at once
   notready MS      the coordinator answers everything with RETRY for so long
-  nomasters MS     CREATE_TABLE is answered with RETRY of some seconds for so long
+  nomasters MS     CREATE_TABLE is answered with RETRY of half a second or more for so long
   tables           names of the tables, and how many objects each has
   count            objects; stats: how often each thing was done
   locator          the coordinator's
@@ -205,7 +206,7 @@ class Cloud:
             span, = struct.unpack_from('<I', body, 4)
             if name not in self.tables and (time.monotonic() < self.nomasters or not self.masters):
                 self.count('nomasters')
-                return retry(5000000, 10000000, b'no masters in cluster')
+                return retry(500000, 1000000, b'no masters in cluster')
             return struct.pack('<IQ', 0, self.create(name, max(1, span)))
         if op == 11:
             if name not in self.tables:
@@ -472,9 +473,10 @@ class Cloud:
                 for t in tablets:
                     t[2] = None
             self.after(int(w[1]), self.recovered)
-        elif w[0] in ('coordinator', 'rollover'):
-            self.stop_listening(self.coordinator, 'coordinator')
-            if w[0] == 'rollover':
+        elif w[0] in ('coordinator', 'rollover', 'reborn'):
+            if w[0] != 'reborn':
+                self.stop_listening(self.coordinator, 'coordinator')
+            if w[0] != 'coordinator':
                 self.start_coordinator()
                 return self.locator()
         elif w[0] == 'notready':

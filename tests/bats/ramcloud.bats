@@ -1,0 +1,349 @@
+#!/usr/bin/env bats
+# Pages in a RAMCloud: the coordinator found through a real ZooKeeper; coordinator and masters are tests/proxy/fakeramcloud.py, which
+# misbehaves on command. Stock RAMCloud servers are not to be had as a package.
+
+load helper
+load memcached
+load zookeeper
+
+setup_file() {
+	mc_build
+}
+
+setup() {
+	fm_setup
+	seconds=${FM_STRESS_SECONDS:-3}
+}
+
+# rc_start [MASTERS]: sets RC_AT, the coordinator's locator.
+rc_start() {
+	"$FM_PYTHON" "$FM_PROXY/fakeramcloud.py" "$FM_TMP/rc.ctl" "${1:-3}" 3>&- < /dev/null > "$FM_TMP/rc.out" 2>&1 &
+	track $!
+	wait_for 20 test -s "$FM_TMP/rc.out" || return 1
+	RC_AT=$(head -1 "$FM_TMP/rc.out")
+}
+
+rc() {
+	"$FM_PYTHON" "$FM_PROXY/fakeramcloud.py" ctl "$FM_TMP/rc.ctl" "$@"
+}
+
+# rc_did WHAT: how often; rc_did_some WHAT [N]: at least so often
+rc_did() {
+	local all
+	all=" $(rc stats) "
+	if [[ $all =~ " $1="([0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo 0; fi
+}
+rc_did_some() {
+	[ "$(rc_did "$1")" -ge "${2:-1}" ]
+}
+rc_has() {
+	[ "$(rc count)" -ge "$1" ]
+}
+rc_has_no_table() {
+	[ "$(rc tables)" = none ]
+}
+
+rc_servers() {
+	[ "$("$FM_BIN/fm-stat" -j | jq '.stores[0].servers')" -eq "$1" ]
+}
+
+# Everything was as it must be: each frame understood, no object changed, nothing left behind; the fake lives.
+rc_clean() {
+	wait_for 20 rc_has_no_table
+	[ "$(rc_did bad)" -eq 0 ]
+	[ "$(rc_did changed)" -eq 0 ]
+	! grep -q Traceback "$FM_TMP/rc.out"
+}
+
+rc_faultd() {
+	start_faultd --local 512p --store "ramcloud:$RC_AT${rc_options-}" "$@"
+}
+
+# tortured SET...: under these faults
+tortured() {
+	rc_start
+	rc_faultd
+	rc set "$@"
+	torture_start "$seconds" --size $((4 << 20))
+	torture_end 200
+	for ((i = 1; i < $#; i += 2)); do
+		[[ ${!i} =~ ^(limit|recovery)$ ]] || rc_did_some "${!i}"
+	done
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+# --- it works
+
+@test "the coordinator is found through ZooKeeper; torture: 0 wrong words, and the table is dropped" {
+	zk_start z
+	rc_start
+	zk z create /ramcloud ''
+	zk z create /ramcloud/main ''
+	zk z create /ramcloud/main/coordinator "$RC_AT"
+	start_faultd --local 512p --store "ramcloud:zk:${ZK_AT[z]}"
+	torture_start "$seconds" --size $((4 << 20))
+	wait_for 60 rc_has 100
+	[[ $(rc tables) =~ ^fm[0-9a-f]{16}:[0-9]+$ ]]
+	wait_for 20 rc_servers 3
+	"$FM_BIN/fm-stat" -j | jq -e '.stores | length == 1 and .[0].up and (.[0].uri | startswith("ramcloud:zk:"))'
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "torture while the coordinator rolls over to another address, twice" {
+	zk_start z
+	rc_start
+	zk z create /ramcloud ''
+	zk z create /ramcloud/other ''
+	zk z create /ramcloud/other/coordinator "$RC_AT"
+	start_faultd --local 512p --store "ramcloud:zk:${ZK_AT[z]}?cluster=other"
+	rc set unknown 20 # so that maps are asked for
+	torture_start $((seconds + 3)) --size $((4 << 20))
+	wait_for 60 rc_has 100
+	rc coordinator
+	sleep 1 # dead for a while, its address still in the node
+	zk z set /ramcloud/other/coordinator "$(rc reborn)"
+	n=$(rc_did config)
+	wait_for 60 rc_did_some config $((n + 3))
+	zk z set /ramcloud/other/coordinator "$(rc rollover)"
+	n=$(rc_did config)
+	wait_for 60 rc_did_some config $((n + 3))
+	rc notready 500
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "in the clear (--no-seal), one tablet, one master" {
+	rc_start 1
+	rc_options='?span=1' rc_faultd --no-seal
+	torture_start 1 --size $((4 << 20))
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+# --- torture under each kind of misbehaviour: 0 wrong words
+
+@test "replies in any order, and some that nobody asked for" {
+	tortured reorder 300 stray 200
+}
+
+@test "RETRY with a delay, for requests and for single objects" {
+	tortured retry 100 partretry 50
+}
+
+@test "UNKNOWN_TABLET" {
+	tortured unknown 50
+}
+
+@test "connections that end in the middle of a reply; requests that are executed, and no reply comes" {
+	tortured cut 20 lost 20
+}
+
+@test "requests that are executed after their connection is gone" {
+	tortured late 20
+}
+
+@test "truncated, short-counted and oversized replies" {
+	tortured short 20 fewer 100 huge 10
+}
+
+@test "values that change on the way" {
+	tortured corrupt 5
+}
+
+@test "servers that fall silent, and do not even answer pings" {
+	rc_options='?timeout=300' tortured silent 2
+}
+
+@test "tablets split over two masters, tablets that recover, a coordinator without masters" {
+	rc_start 2
+	rc nomasters 1500
+	rc_faultd
+	torture_start $((seconds + 3)) --size $((4 << 20))
+	wait_for 60 rc_did_some nomasters
+	wait_for 60 rc_has 100
+	n=$(rc_did foreign)
+	rc split
+	wait_for 60 rc_did_some foreign $((n + 1))
+	n=$(rc_did config)
+	rc recovering 700
+	wait_for 60 rc_did_some config $((n + 2))
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "a master dies, its objects come back on others; then the next" {
+	rc_start 3
+	rc_faultd
+	torture_start $((seconds + 3)) --size $((4 << 20))
+	wait_for 60 rc_has 100
+	n=$(rc_did config)
+	rc kill 1
+	wait_for 60 rc_did_some config $((n + 2))
+	sleep 1
+	rc start 4
+	n=$(rc_did config)
+	rc kill 2
+	wait_for 60 rc_did_some config $((n + 2))
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "a full cluster: pages stay here, the region says so, and goes on when there is room" {
+	rc_start
+	rc set limit 300
+	rc_faultd
+	torture_start $((seconds + 4)) --size $((4 << 20)) --name full
+	wait_for 60 has_flag full store_full
+	rc set limit 0
+	wait_for 60 lacks_flag full store_full
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+# --- what is lost, and what waits
+
+@test "a master dies without replicas: its pages are lost, no other" {
+	rc_start 2
+	rc_faultd --no-evictor
+	lost_start l --size $((4 << 20)) --seed 5
+	lost_say l 100 fill
+	"$FM_BIN/fm-evict" --daemon --run-dir "$FM_RUN_DIR" 3>&- < /dev/null > "$FM_TMP/evictor.log" 2>&1 &
+	track $!
+	wait_for 60 rc_has 400
+	rc forget 1
+	wait_for 100 check_told l
+	[[ $LOST_SAID =~ ' 0 wrong' ]]
+	[ "$(lost_number lost)" -gt 50 ]
+	[ "$(lost_number right)" -gt 300 ]
+	lost_end l
+}
+check_told() {
+	lost_say "$1" 100 check && [ "$(lost_number lost)" -gt 0 ]
+}
+
+@test "all masters gone: faults wait, the region says so; SIGTERM is obeyed; they go on when one is back" {
+	rc_start 1
+	rc set recovery 3000
+	rc_options='?timeout=200' rc_faultd
+	lost_start l --size $((4 << 20)) --seed 6
+	lost_say l 100 fill
+	wait_for 60 rc_has 300
+	rc kill 1
+	lost_send l check
+	wait_for 60 has_flag l store_down
+	unanswered l
+	stop_faultd
+	rc start 2
+	rc recovering 100
+	rc_options='?timeout=200' rc_faultd
+	lost_answer l 100
+	[[ $LOST_SAID =~ ' 0 lost, 0 wrong' ]]
+	lost_end l
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+# --- deaths of ours
+
+@test "SIGKILL of fm-faultd and fm-evict under torture: taken over, 0 wrong words, the table is dropped" {
+	rc_start
+	rc set lost 5 reorder 50
+	rc_faultd
+	torture_start $((seconds + 8)) --size $((4 << 20))
+	wait_for 60 rc_has 100
+	for _ in 1 2 3; do
+		kill -KILL "$("$FM_BIN/fm-stat" -j | jq .daemon.pid)"
+		wait_for 20 gone "$FAULTD_PID"
+		rc_faultd
+		n=$(rc count)
+		evictor=$(children_of "$FAULTD_PID")
+		[ -z "$evictor" ] || kill -KILL "$evictor"
+		sleep 0.5
+	done
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "a region that ends while the coordinator is away: its table is dropped when it is back" {
+	rc_start
+	zk_start z
+	zk z create /ramcloud ''
+	zk z create /ramcloud/main ''
+	zk z create /ramcloud/main/coordinator "$RC_AT"
+	start_faultd --local 512p --store "ramcloud:zk:${ZK_AT[z]}"
+	torture_start 2 --size $((4 << 20))
+	wait_for 60 rc_has 100
+	rc coordinator
+	torture_end 200
+	wait_for 20 no_regions
+	[ "$(rc tables)" != none ]
+	zk z set /ramcloud/main/coordinator "$(rc reborn)"
+	rc_clean
+	stop_faultd
+}
+
+# --- bad input: one line, exit code 2 or 3
+
+# refused STATUS WORDS URI
+refused() {
+	run "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "$3" "${@:4}"
+	echo "$output"
+	[ "$status" -eq "$1" ]
+	[[ $output == *"$2"* ]]
+	[ "${#lines[@]}" -eq 1 ]
+}
+
+@test "bad URIs and options: exit 2" {
+	refused 2 'a coordinator is' ramcloud:
+	refused 2 'a coordinator is' ramcloud:lc:a:1
+	refused 2 'must be ramcloud:tcp:' ramcloud:tcp:host=h
+	refused 2 'port' ramcloud:zk:a:99999
+	refused 2 'unknown option' 'ramcloud:zk:a:1?what=1'
+	refused 2 'span=1..256' 'ramcloud:zk:a:1?span=0'
+	refused 2 '--replicas: 2: RAMCloud keeps copies' ramcloud:zk:a:1 --replicas 2
+}
+
+@test "unreachable, no such znode, not a RAMCloud: exit 3; --check says so" {
+	port=$(zkctl ports 1)
+	refused 3 'cannot be reached: Connection refused' "ramcloud:tcp:host=127.0.0.1,port=$port"
+	refused 3 'ZooKeeper does not answer' "ramcloud:zk:127.0.0.1:$port"
+	zk_start z
+	refused 3 '/ramcloud/main/coordinator: no such znode' "ramcloud:zk:${ZK_AT[z]}"
+	refused 3 '/ramcloud/c7/coordinator: no such znode' "ramcloud:zk:${ZK_AT[z]}?cluster=c7"
+	zk z create /ramcloud ''
+	zk z create /ramcloud/main ''
+	zk z create /ramcloud/main/coordinator nonsense
+	refused 3 'holds no service locator' "ramcloud:zk:${ZK_AT[z]}"
+	zk z set /ramcloud/main/coordinator 'infrc:host=a,port=1'
+	refused 3 'no tcp: locator' "ramcloud:zk:${ZK_AT[z]}"
+	mc_start m -l 127.0.0.1 -p -1 # which waits for the end of a line
+	refused 3 'the coordinator cannot be reached' "ramcloud:tcp:host=127.0.0.1,port=${MC_AT[m]##*:}"
+	"$FM_PYTHON" "$FM_PROXY/badserver.py" http 127.0.0.1:0 3>&- < /dev/null > "$FM_TMP/http" 2>&1 &
+	track $!
+	wait_for 20 test -s "$FM_TMP/http"
+	refused 3 'is no RAMCloud' "ramcloud:tcp:host=$(sed 's/:/,port=/' "$FM_TMP/http")"
+	run "$FM_BIN/fm-faultd" --check --store "ramcloud:tcp:host=127.0.0.1,port=$port"
+	[ "$status" -eq 1 ]
+	[[ $output == *'store          FAIL  tcp:host=127.0.0.1'*'Connection refused'* ]]
+	rc_start
+	run "$FM_BIN/fm-faultd" --check --store "ramcloud:$RC_AT"
+	[[ $output == *'store          ok'*'3 servers'* ]]
+}
