@@ -378,7 +378,8 @@ int domain_attach_device(struct vm *vm, const char *xml)
 
 	if (!r)
 		return FM_EXIT_OK;
-	fm_warn("%s: attach-device: %s", vm->arg, why);
+	fm_warn("%s: attach-device: %s%s", vm->arg, why,
+		r == -ETIMEDOUT ? " It may still add the device, as ordinary memory: see --list" : "");
 	return r == -EREMOTEIO ? FM_EXIT_FAILED : FM_EXIT_PEER;
 }
 

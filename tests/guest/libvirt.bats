@@ -33,7 +33,7 @@ teardown() {
 hotplug() {
 	local want=$1 status=0
 	shift
-	in_libvirt timeout 120 env "${WITH[@]}" "$FM_BIN/fm-hotplug" "$@" > "$FM_TMP/out" 2> "$FM_TMP/err" || status=$?
+	in_libvirt timeout 200 env "${WITH[@]}" "$FM_BIN/fm-hotplug" "$@" > "$FM_TMP/out" 2> "$FM_TMP/err" || status=$?
 	output=$(cat "$FM_TMP/out" "$FM_TMP/err")
 	echo "$ fm-hotplug $*: $status"
 	echo "$output"
@@ -106,21 +106,21 @@ check_end() {
 	grep -qE '^ram-node0 +boot +256M +- +no +- +- +-$' "$FM_TMP/out"
 	grep -qE '^fm0 +dimm +128M +0 +yes ' "$FM_TMP/out"
 	grep -qE '^two_2 +dimm +128M +0 +yes ' "$FM_TMP/out"
-	hotplug 0 --remove one two_2
+	hotplug 0 --remove --timeout 150 one two_2
 	hotplug 1 --remove one two_2
 	says 'no memory device of this id'
-	hotplug 0 --remove "$uuid" fm0
+	hotplug 0 --remove --timeout 150 "$uuid" fm0
 	[ "$(regions)" = 0 ]
 	[ "$(v dumpxml one | grep -c '<memory model')" = 0 ]
 	[ "$(uffds)" = 0 ]
-	wait_for 5 store_is_empty
+	wait_for 30 store_is_empty
 	# Once more: the same id and place.
 	hotplug 0 one 128M
 	says 'fm0: 128M at 0x100000000'
 	v destroy one
 	domain_forget one
-	wait_for 10 no_region
-	wait_for 5 store_is_empty
+	wait_for 30 no_region
+	wait_for 30 store_is_empty
 	stop_faultd
 }
 
@@ -141,24 +141,30 @@ check_end() {
 	# Saved with far memory: QEMU ends, and with it the region and what the store holds.
 	check_begin 100663296 4
 	v save one /run/guest/saved
-	wait_for 10 no_region
-	wait_for 10 store_is_empty
+	wait_for 30 no_region
+	wait_for 30 store_is_empty
 	v restore /run/guest/saved
 	domain_process one
 	check_end
 	# It is ordinary memory now, until it is attached again.
 	hotplug 0 --list one
 	grep -qE '^ram-node0 +boot +256M +- +no ' "$FM_TMP/out"
-	check_begin 100663296 3
+	check_begin 100663296 4
 	hotplug 0 --attach one
-	check_end
+	timeout 60 "$FM_BIN/fm-evict" --limit 48M
 	[ "$(remote_pages)" -gt 8192 ]
+	# And home, while it is checked.
+	hotplug 0 --detach one
+	says 'ram-node0: detached'
+	check_end
+	no_region
+	hotplug 0 --attach one
 	hotplug 1 --attach one
 	says 'attached already'
 	v destroy one
 	domain_forget one
-	wait_for 10 no_region
-	wait_for 10 store_is_empty
+	wait_for 30 no_region
+	wait_for 30 store_is_empty
 	stop_faultd
 }
 
@@ -184,7 +190,7 @@ check_end() {
 	# The guest powers off: libvirt ends the domain, QEMU its regions.
 	guest_send 'poweroff -f'
 	wait_for 30 no_region
-	wait_for 10 store_is_empty
+	wait_for 30 store_is_empty
 	off() { [ -z "$(v list --name)" ]; }
 	wait_for 30 off
 	domain_forget one
@@ -214,7 +220,7 @@ check_end() {
 	domain_forget one
 	v destroy two
 	domain_forget two
-	wait_for 10 no_region
+	wait_for 30 no_region
 }
 
 @test "a guest that refuses to give a DIMM back: an error, and nothing changes" {
@@ -253,7 +259,7 @@ check_end() {
 	[ "$(remote_pages)" -gt 20000 ]
 	v destroy one
 	domain_forget one
-	wait_for 10 no_region
+	wait_for 30 no_region
 	# The same on a disk.
 	in_libvirt umount -l /var/lib/libvirt/qemu/ram
 	domain_xml two --file > "$LV_DIR/guest/two.xml"
@@ -290,6 +296,16 @@ check_end() {
 	hotplug 1 --attach one
 	says 'attached already'
 	[[ $output != *custom-monitor* ]]
+	# The only one that is not far.
+	hotplug 0 --detach one ram-node1
+	says 'ram-node1: detached'
+	hotplug 0 --attach one
+	says 'ram-node1: 128M, region'
+	[[ $output != *custom-monitor* ]]
+	hotplug 0 --detach one fm0
+	says 'memua-fm0: detached'
+	hotplug 0 --detach "$(v domuuid one)"
+	[ "$(regions)" = 0 ]
 	v destroy one
 	domain_forget one
 }
@@ -408,5 +424,31 @@ tree.ElementTree(domain).write(sys.argv[3])
 	grep -qE '^vm0 +virtio-mem +256M +0 +yes .* taken$' "$FM_TMP/out"
 	v destroy one
 	domain_forget one
-	wait_for 10 no_region
+	wait_for 30 no_region
+}
+
+@test "what fails after libvirt has added the device is undone" {
+	start_faultd
+	domain_start one
+	# It is connected to, but does not answer.
+	kill -STOP "$FAULTD_PID"
+	hotplug 3 one 128M
+	kill -CONT "$FAULTD_PID"
+	says 'no answer in time'
+	[ "$(v dumpxml one | grep -c '<memory model')" = 0 ]
+	unmapped() { [ "$(grep -c memory-backend-memfd "/proc/$GUEST_PID/maps")" = 1 ]; }
+	wait_for 30 unmapped
+	[ "$(regions)" = 0 ]
+	hotplug 0 one 128M
+	# A guest that is stopped cannot give it back: that is said.
+	v suspend one
+	kill -STOP "$FAULTD_PID"
+	hotplug 3 one 128M --id b || true # two lines
+	kill -CONT "$FAULTD_PID"
+	says 'no answer in time'
+	says "device 'b': it stays plugged as ordinary memory"
+	v resume one
+	hotplug 0 --attach one
+	says 'memua-b: 128M, region'
+	domain_forget one
 }
