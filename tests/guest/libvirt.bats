@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
 # fm-hotplug and domains of a real libvirtd (started by hand, in a mount namespace of its own) with guests that run.
-# shellcheck disable=SC2016 # what stands in single quotes is for the shell of the guest
+# shellcheck disable=SC2016,SC2030,SC2031 # what stands in single quotes is for the shell of the guest; each test is a process
 
 load ../bats/helper
 load lib
