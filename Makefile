@@ -4,6 +4,7 @@
 #   make demo     a stock QEMU guest on far memory, start to end
 #   make check    every test (installs what is missing)
 #   make fuzz-long  ten minutes of fuzzing for each parser
+#   make soak     checkers for FM_SOAK_SECONDS (1800) while everything is killed, stopped, replaced
 #   make bench    figures beside their references
 #   make SAN=asan | SAN=tsan      the same tools as glibc sanitizer builds in build-asan, build-tsan
 #   make SAN=crash                ... as a build that dies where it is told to, in build-crash
@@ -59,7 +60,7 @@ endif
 # Static links take what a tool uses; --as-needed makes the sanitizer builds' shared ones do the same.
 LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lexpat -lm -lpthread
 
-.PHONY: all tools client units guest demo check fuzz-long bench clean deps
+.PHONY: soak all tools client units guest demo check fuzz-long bench clean deps
 .SECONDARY:
 all: tools client
 tools: $(TOOLS:%=$(B)/bin/%)
@@ -128,6 +129,11 @@ fuzz-long:
 
 bench: all
 	bench/run.sh
+
+soak: all
+	@mkdir -p $(B)/soak && rm -rf $(B)/soak/work && mkdir $(B)/soak/work
+	for c in torture client; do $(HOSTCC) -O1 -std=c11 -D_GNU_SOURCE -Ilib -o $(B)/soak/$$c tests/stress/$$c.c $(B)/lib/libfm.a -lpthread || exit 1; done
+	python3 tests/stress/soak.py $(abspath $(B)/bin) $(abspath $(B)/soak) $(abspath $(B)/soak/work) $${FM_SOAK_SECONDS:-1800}
 
 clean:
 	rm -rf build build-asan build-tsan build-crash
