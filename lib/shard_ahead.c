@@ -60,14 +60,17 @@ void shard_ahead(struct fm_shard *s)
 
 	for (unsigned i = 0; i < faults; i++) {
 		const struct fill f = s->fill[i];
-		/* What is brought home is in order, and is no fault. */
-		struct fm_ahead a = f.quiet ? (struct fm_ahead){.n = 0} : fm_prefetch_fault(&s->prefetch, f.page);
-		/* A page that is installed for reading costs a writer another fault; one for writing costs a write-back, guessed wrong. */
-		bool write = f.write && (f.source == FILL_ZERO || a.n >= FM_PREFETCH_MAX / 4);
+		struct fm_ahead a = {.n = 0};
+		bool write;
 		unsigned k, brought = 0;
 
+		/* What is brought home is in order, and is no fault. */
+		if (!f.quiet)
+			a = fm_prefetch_fault(&s->prefetch, f.page);
 		if (!a.n)
 			continue;
+		/* A page that is installed for reading costs a writer another fault; one for writing costs a write-back, guessed wrong. */
+		write = f.write && (f.source == FILL_ZERO || a.n >= FM_PREFETCH_MAX / 4);
 		for (k = 1; k <= a.n && brought < left; k++) {
 			int64_t page = (int64_t)a.page + (int64_t)k * a.stride;
 			enum step step;
