@@ -77,3 +77,44 @@ uffds() {
 	wait_for 5 no_region
 	stop_faultd
 }
+
+@test "a guest that uses a DIMM for its kernel refuses to give it back: said, and nothing changes" {
+	start_faultd --local 16M
+	guest_start
+	hotplug "$GUEST_QMP" 128M
+	guest_cmd 'n=0; until [ -d /sys/devices/system/memory/memory32 ] || [ $((n++)) -gt 200 ]; do sleep 0.1; done; fm-online --kernel'
+	# Inodes and names of a tmpfs are the kernel's own: more of them than the boot memory holds.
+	guest_cmd -t 200 'mkdir -p /mnt && mount -t tmpfs -o nr_inodes=0 none /mnt && cd /mnt && i=0; while [ $i -lt 70 ]; do mkdir $i; (cd $i && seq 1 1500 | xargs touch); i=$((i + 1)); done'
+	run timeout 60 "$FM_BIN/fm-hotplug" --remove "$GUEST_QMP" fm0 3>&-
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[[ $output == *"device 'fm0': the guest "*'take its memory offline there (fm-online --offline)'* ]]
+	run hotplug --list "$GUEST_QMP"
+	[[ $output =~ fm0\ +dimm\ +128M\ +0\ +yes ]]
+	[ "$(regions)" = 1 ]
+	run guest_cmd -t 100 'ls /mnt/*/* | wc -l; fm-online --status'
+	echo "$output"
+	[[ $output == 105000* ]]
+	[[ $output == *'online 384M'* ]]
+	guest_stop
+	wait_for 60 no_region
+	stop_faultd
+}
+
+@test "unplugged and plugged again 20 times under use, 0 wrong bytes" {
+	start_faultd --local 16M
+	guest_start
+	guest_cmd 'fm-online --watch > /tmp/online 2>&1 &'
+	guest_cmd 'awk "/^MemTotal:/ { print \$2 }" /proc/meminfo > /tmp/before'
+	for i in {1..20}; do
+		hotplug "$GUEST_QMP" 128M
+		guest_cmd 'n=0; until awk "/^MemTotal:/ { t = \$2 } END { getline b < \"/tmp/before\"; exit t < b + 40000 }" /proc/meminfo || [ $((n++)) -gt 600 ]; do sleep 0.05; done; [ $n -le 600 ]'
+		run guest_cmd "memcheck 50331648 1 $i"
+		[[ $output == *', 0 wrong bytes'* ]]
+		hotplug --remove "$GUEST_QMP" fm0
+		[ "$(regions)" = 0 ]
+	done
+	[ "$(uffds)" = 0 ]
+	guest_stop
+	stop_faultd
+}
