@@ -103,3 +103,118 @@ guest_has_mib() {
 	wait_for 60 no_regions
 	stop_faultd
 }
+
+# Wait until the guest says @ready, as after a boot.
+guest_boots() {
+	# shellcheck disable=SC2034 # guest_answer() sets it
+	local GUEST_LAST
+	guest_answer 90 '@ready' > "$FM_TMP/boot"
+}
+
+resident_is_limited() {
+	[ "$(region_stat .resident_pages)" -le "$1" ]
+}
+
+@test "balloon, free page reporting, a stop with migration to a file, reset and panic: 0 wrong bytes, and what is given up is freed" {
+	local before
+	start_faultd --local 32M
+	guest_start --share -- -device virtio-balloon-pci,id=b0,free-page-reporting=on
+	hotplug --attach "$GUEST_QMP"
+	guest_cmd 'load_virtio virtio_balloon'
+	run guest_cmd -t 200 'memcheck 104857600 2'
+	[[ $output == *'checked 100 MiB, 0 wrong bytes'* ]]
+	# It has ended, and the guest reports what is free, some seconds later.
+	wait_for 60 held_below 40000
+	echo "# $(pages_held) pages held after free page reporting" >&3
+	guest_cmd 'echo 3 > /proc/sys/vm/drop_caches'
+
+	# A file in memory, then the balloon takes what is left, and gives it back.
+	guest_cmd 'mkdir -p /mnt && mount -t tmpfs none /mnt && seq 1 1000000 > /mnt/f && sha256sum /mnt/f > /tmp/sum'
+	qmp balloon '{"value": 167772160}'
+	inflated() { qmp query-balloon | jq -e '.return.actual <= 167772160' > /dev/null; }
+	wait_for 60 inflated
+	wait_for 30 held_below 33000
+	qmp balloon '{"value": 268435456}'
+	run guest_cmd -t 200 'memcheck 62914560 2 && sha256sum -c /tmp/sum'
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ $output == *'checked 60 MiB, 0 wrong bytes'* ]]
+
+	# Every page is read by QEMU itself.
+	qmp stop
+	qmp migrate "{\"uri\": \"exec:cat > $FM_TMP/saved\"}"
+	migrated() { qmp query-migrate | jq -e '.return.status == "completed"' > /dev/null; }
+	wait_for 120 migrated
+	[ "$(stat -c %s "$FM_TMP/saved")" -gt 20000000 ]
+	qmp cont
+	run guest_cmd 'sha256sum -c /tmp/sum'
+	[ "$status" -eq 0 ]
+
+	qmp set-action '{"reboot": "reset"}'
+	qmp system_reset
+	guest_boots
+	run guest_cmd -t 200 'memcheck 94371840 2'
+	[[ $output == *'checked 90 MiB, 0 wrong bytes'* ]]
+
+	# A guest that panics reboots at once: QEMU ends here.
+	[ "$(region_stat .pages_lost)" -eq 0 ]
+	qmp set-action '{"reboot": "shutdown"}'
+	printf 'echo c > /proc/sysrq-trigger\n' >&"$GUEST_IN"
+	wait_for 60 gone "$GUEST_PID"
+	wait_for 60 no_regions
+	store_is_empty
+	stop_faultd
+}
+
+# Two guests: what lib.bash knows of the one that is not spoken to.
+declare -gA kept
+keep_guest() {
+	local v
+	for v in DIR QMP PID TIMEOUT_PID FD IN; do
+		declare -n var=GUEST_$v
+		kept[$1.$v]=$var
+	done
+}
+use_guest() {
+	local v
+	for v in DIR QMP PID TIMEOUT_PID FD IN; do
+		declare -n var=GUEST_$v
+		var=${kept[$1.$v]}
+	done
+}
+
+@test "two guests; sha256sum and sort of more than the budget; one ends by quit, the other goes on" {
+	local count=1200000
+	start_faultd --local 24M
+	guest_start --share
+	track "$GUEST_TIMEOUT_PID" "$GUEST_PID"
+	keep_guest a
+	guest_start --share
+	track "$GUEST_TIMEOUT_PID" "$GUEST_PID"
+	keep_guest b
+	for g in a b; do
+		use_guest $g
+		hotplug --attach "$GUEST_QMP"
+	done
+	guest_cmd 'memcheck 83886080 4 > /tmp/check 2>&1 &'
+	use_guest a
+	guest_cmd -t 200 "mkdir -p /mnt && mount -t tmpfs none /mnt && seq 1 $((count * 4)) > /mnt/f"
+	run guest_cmd -t 200 'sha256sum < /mnt/f'
+	[ "${output%% *}" = "$(seq 1 $((count * 4)) | sha256sum | cut -d' ' -f1)" ]
+	guest_cmd "seq 1 $count > /mnt/f"
+	run guest_cmd -t 300 'sort -rn /mnt/f | sha256sum'
+	echo "$output"
+	[ "${output%% *}" = "$(seq $count -1 1 | sha256sum | cut -d' ' -f1)" ]
+	qmp quit
+	wait_for 20 gone "$GUEST_PID"
+	use_guest b
+	one() { [ "$("$FM_BIN/fm-stat" -j | jq '.regions | length')" = 1 ]; }
+	wait_for 60 one
+	run guest_cmd -t 300 'wait; until grep -q checked /tmp/check; do sleep 0.2; done; cat /tmp/check'
+	[[ $output == *'checked 80 MiB, 0 wrong bytes'* ]]
+	[ "$(region_stat .faults_store)" -gt 5000 ]
+	guest_stop
+	wait_for 60 no_regions
+	store_is_empty
+	stop_faultd
+}

@@ -33,7 +33,7 @@
  * rdi: memory, rsi: pages, rdx: what the last pass wrote, r9: what this one writes, each plus the number of the page; r11: STEP; rbx: words
  * that were wrong. The port tells that a pass is done.
  */
-__asm__(".pushsection .rodata\n"
+__asm__(".pushsection .rodata, \"a\"\n"
 	"loop_begin:\n"
 	"	xor	%ecx, %ecx\n"
 	"	mov	%rdi, %r10\n"
@@ -55,9 +55,9 @@ __asm__(".pushsection .rodata\n"
 	"	mov	%r9, %rdx\n"
 	"	add	%r11, %r9\n"
 	"	jmp	loop_begin\n"
-	"loop_end:\n"
+	"	.org loop_begin + 128\n"
 	".popsection\n");
-extern const char loop_begin[], loop_end[];
+extern const char loop_begin[128];
 
 struct cpu {
 	int vm_fd, fd;
@@ -136,7 +136,7 @@ static void make_cpu(struct cpu *c)
 	if (c->run == MAP_FAILED || c->low == MAP_FAILED)
 		cannot("its memory");
 	make_tables(c->low);
-	memcpy((char *)c->low + CODE_AT, loop_begin, (size_t)(loop_end - loop_begin));
+	memcpy((char *)c->low + CODE_AT, loop_begin, sizeof loop_begin);
 	if (!add_memory(c, 0, 0, c->low, LOW_BYTES))
 		cannot("its memory");
 	close(kvm);
