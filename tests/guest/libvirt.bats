@@ -422,6 +422,12 @@ tree.ElementTree(domain).write(sys.argv[3])
 	[[ $output == *', 0 wrong bytes'* ]]
 	hotplug 0 --list one
 	grep -qE '^vm0 +virtio-mem +256M +0 +yes .* taken$' "$FM_TMP/out"
+	# Smaller and larger, by libvirt.
+	hotplug 0 --id vm0 --timeout 150 one -128M
+	says 'vm0: 128M'
+	v dumpxml one | grep -q "<requested unit='KiB'>131072</requested>"
+	hotplug 0 --timeout 150 one +128M
+	says 'vm0: 256M'
 	v destroy one
 	domain_forget one
 	wait_for 30 no_region
