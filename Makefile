@@ -101,7 +101,8 @@ $(B)/guest/memcheck: tests/guest/memcheck.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $<
 
-$(B)/guest/initramfs: $(B)/guest/memcheck $(B)/bin/fm-online tests/guest/init tests/guest/initramfs.sh
+$(B)/guest/initramfs: $(B)/guest/memcheck $(B)/bin/fm-online tests/guest/init tests/guest/initramfs.sh \
+		contrib/initramfs-tools/scripts/init-premount/fm-online
 	tests/guest/initramfs.sh $@ $(B)/guest/memcheck $(B)/bin/fm-online
 
 # --- the client library, by the host's compiler

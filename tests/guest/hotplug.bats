@@ -101,6 +101,18 @@ uffds() {
 	stop_faultd
 }
 
+@test "the boot script of contrib brings online what was plugged before the boot" {
+	guest_start -- -object memory-backend-ram,id=m0,size=128M -device pc-dimm,id=d0,memdev=m0
+	run guest_cmd 'sh /scripts/init-premount/fm-online prereqs; sh /scripts/init-premount/fm-online; echo status $?; fm-online --status'
+	echo "$output"
+	[[ $output == *'status 0'* ]]
+	[[ $output == *'online 384M'* ]]
+	run guest_cmd 'fm-online --offline 32 && fm-online --status'
+	echo "$output"
+	[[ $output == *'online 256M'*'offline 128M'* ]]
+	guest_stop
+}
+
 @test "unplugged and plugged again 20 times under use, 0 wrong bytes" {
 	start_faultd --local 16M
 	guest_start

@@ -22,6 +22,8 @@ trap 'rm -rf "$tmp"' EXIT
 mkdir -p "$tmp"/{bin,modules,proc,sys,dev,tmp}
 cp "$busybox" "$tmp/bin/busybox"
 cp "$here/init" "$tmp/init"
+# What an operator installs, as it is.
+install -D -t "$tmp/scripts/init-premount" "$here/../../contrib/initramfs-tools/scripts/init-premount/fm-online"
 find "$kernel/modules" -name '*.ko' -exec cp -t "$tmp/modules" '{}' +
 for program; do
 	# Symbols are ten times the code, and each byte is copied by the guest's kernel under TCG.
