@@ -43,10 +43,10 @@ static inline void fill_page(void *page, size_t i)
 	}
 }
 
-/* 0..n-1 in a random order that is the same in every run. The caller frees it. */
+/* 0..n-1 in a random order that is the same in every run; n > 0. The caller frees it. */
 static inline uint32_t *random_order(size_t n)
 {
-	uint32_t *order = malloc(n * sizeof *order);
+	uint32_t *order = n ? malloc(n * sizeof *order) : NULL;
 	uint64_t x = 88172645463325252u;
 
 	if (!order)

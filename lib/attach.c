@@ -19,7 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define STOP_TIMEOUT_NS 2000000000ull
+#define STOP_TIMEOUT_NS 10000000000ull
 #define RED_ZONE        128 /* bytes below rsp that the stopped function may use: x86-64 ABI */
 #define UFFD_FLAGS      (O_CLOEXEC | O_NONBLOCK)
 #ifndef USERFAULTFD_IOC_NEW
