@@ -75,7 +75,7 @@ class Walk:
         r, w = os.pipe()
         self.faultd = subprocess.Popen(
             [os.path.join(self.bin, "fm-faultd"), "--store", self.store, "--local", "256p", "--ready-fd", str(w), "--shards", "2",
-             "--grace", str(self.grace)] + (["--replicas", "2"] if self.store.startswith("memcached") else []),
+             "--no-seccomp", "--grace", str(self.grace)] + (["--replicas", "2"] if self.store.startswith("memcached") else []),
             env=self.env, pass_fds=[w], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         os.close(w)
         ready = os.read(r, 1) == b"\n"
