@@ -19,6 +19,7 @@
 #include "log.h"
 #include "mccollect.h"
 #include "mcuri.h"
+#include "rccollect.h"
 #include "registry.h"
 
 #define TURN_MS    500
@@ -28,6 +29,7 @@
 #define REGION_NS  (600 * 1000000000ull) /* for one region on all its servers; then others come first */
 #define LOST_NS    2000000000u           /* how often it is looked whether a host is back */
 #define MAX_SERVERS (FM_MC_SERVERS + FM_SERVERS)
+#define WATCHED    64                    /* hosts whose signs of life in a RAMCloud are remembered */
 #define BEATS      3                     /* servers that get a sign of life */
 
 struct collector {
@@ -43,6 +45,12 @@ struct collector {
 	const struct fm_registry_claim *claim;
 	uint64_t until_ns, look_ns;
 	bool lost;
+	/* of a RAMCloud */
+	struct fm_rccollect *own; /* where our own sign of life goes; NULL: our store is another */
+	struct {
+		uint64_t host, beat, since_ns; /* its sign of life, and since when it is the same */
+	} seen[WATCHED];
+	unsigned nseen;
 };
 
 static bool stopping(struct collector *c)
@@ -71,6 +79,8 @@ static void beat(struct collector *c)
 {
 	unsigned done = 0, n = atomic_load(&c->cluster->nservers);
 
+	if (c->own)
+		fm_rccollect_beat(c->own, c->host_id, c->ttl_s, BEAT_MS);
 	for (unsigned i = 0; i < n && i < FM_SERVERS && done < BEATS && !stopping(c); i++) {
 		const struct fm_server_shm *shm = &c->cluster->server[i];
 		struct fm_mc_address a;
@@ -150,6 +160,49 @@ static bool give_up(void *arg)
 	return c->lost;
 }
 
+/* Has the host changed its sign of life for as long as it said it would? It is looked at again and again. -EBUSY, with why: not known yet. */
+static int stays_dead(struct collector *c, struct fm_rccollect *rc, uint64_t host, char *why)
+{
+	uint64_t beat = 0, now;
+	uint32_t ttl_s = 0;
+	unsigned i = 0;
+	int r = fm_rccollect_beats(rc, host, BEAT_MS, &beat, &ttl_s);
+
+	if (r == 0)
+		return 0; /* it never left one */
+	snprintf(why, 256, "whether the host still reaches the store is not known yet");
+	if (r < 0)
+		return -EBUSY;
+	now = fm_now_ns();
+	while (i < WATCHED && c->seen[i].host && c->seen[i].host != host)
+		i++;
+	if (i == WATCHED)
+		i = c->nseen++ % WATCHED;
+	if (c->seen[i].host != host || c->seen[i].beat != beat) {
+		c->seen[i].host = host;
+		c->seen[i].beat = beat;
+		c->seen[i].since_ns = now;
+	}
+	return now - c->seen[i].since_ns > (ttl_s > 3600 ? 3600 : ttl_s) * 1000000000ull ? 0 : -EBUSY;
+}
+
+static int collect_ramcloud(struct collector *c, const struct fm_registry_claim *claim, char *why)
+{
+	struct fm_rccollect *rc = fm_rccollect_open(claim->record.store, why);
+	int e = rc ? 0 : -EINVAL;
+
+	if (e == 0 && !claim->orphan)
+		e = stays_dead(c, rc, claim->host, why);
+	if (e == 0 && fm_registry_claim_lost(c->registry, claim, ORDER_MS)) {
+		snprintf(why, 256, "the host is back, or the registry away");
+		e = -ECANCELED;
+	}
+	if (e == 0)
+		e = fm_rccollect_drop(rc, claim->id, SERVER_MS, why);
+	fm_rccollect_close(rc);
+	return e;
+}
+
 /* Returns 0, or -errno with why: it is tried again later. */
 static int collect(struct collector *c, const struct fm_registry_claim *claim, uint64_t *deleted, char *why)
 {
@@ -160,6 +213,8 @@ static int collect(struct collector *c, const struct fm_registry_claim *claim, u
 
 	if (strncmp(claim->record.store, "dir:", 4) == 0)
 		return 0; /* files of that host: nobody else has them */
+	if (strncmp(claim->record.store, "ramcloud:", 9) == 0)
+		return collect_ramcloud(c, claim, why);
 	if (strncmp(claim->record.store, "memcached:", 10) != 0) {
 		snprintf(why, 256, "%.100s: is not a store that can be collected", claim->record.store);
 		return -EOPNOTSUPP;
@@ -244,6 +299,15 @@ int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct
 	c->cluster = &d->daemon->cluster;
 	c->host_id = host_id;
 	c->ttl_s = grace_s == 0 ? 60 : grace_s < 4 ? 4 : grace_s;
+	if (strncmp(d->store_uri, "ramcloud:", 9) == 0) {
+		char why[256];
+
+		c->own = fm_rccollect_open(d->store_uri, why);
+		if (!c->own) {
+			free(c);
+			return -ENOMEM;
+		}
+	}
 	pthread_mutex_init(&c->mutex, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -251,6 +315,7 @@ int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct
 	pthread_condattr_destroy(&attr);
 	e = pthread_create(&c->thread, NULL, collector_thread, c);
 	if (e) {
+		fm_rccollect_close(c->own);
 		free(c);
 		return -e;
 	}
@@ -275,6 +340,7 @@ bool collector_stop(struct collector *c)
 		return false;
 	pthread_cond_destroy(&c->cond);
 	pthread_mutex_destroy(&c->mutex);
+	fm_rccollect_close(c->own);
 	free(c);
 	return true;
 }

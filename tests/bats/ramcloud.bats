@@ -2,6 +2,7 @@
 # Pages in a RAMCloud: the coordinator found through a real ZooKeeper; coordinator and masters are tests/proxy/fakeramcloud.py, which
 # misbehaves on command. Stock RAMCloud servers are not to be had as a package.
 
+bats_require_minimum_version 1.5.0
 load helper
 load memcached
 load zookeeper
@@ -298,6 +299,43 @@ check_told() {
 	zk z set /ramcloud/main/coordinator "$(rc reborn)"
 	rc_clean
 	stop_faultd
+}
+
+# --- hosts
+
+# second_host [ARGS...]: another fm-faultd, with a run directory of its own
+second_host() {
+	"$FM_BIN/fm-faultd" -v --run-dir "$FM_TMP/run2" "$@" 3>&- < /dev/null >> "$FM_TMP/second.log" 2>&1 &
+	track $!
+	wait_for 30 test -S "$FM_TMP/run2/fm.sock"
+}
+second_said() {
+	grep -q -- "$1" "$FM_TMP/second.log"
+}
+
+@test "a host that is cut off from ZooKeeper is not collected; one that is dead is: its table is dropped" {
+	zk_start z
+	zk_link l z
+	rc_start
+	with=(--store "ramcloud:$RC_AT" --local 256p)
+	start_faultd "${with[@]}" --registry "$(zk_uri l)?grace=2&timeout=1000"
+	second_host "${with[@]}" --registry "$(zk_uri z)?grace=2&timeout=1000"
+	lost_start one --size $((2 << 20))
+	lost_say one 60 fill
+	host=$(cat "$FM_RUN_DIR/host.id")
+	[[ $(rc tables) =~ (fm[0-9a-f]{16}): ]]
+	table=${BASH_REMATCH[1]}
+	link_cut l
+	wait_for 30 zk_lacks z "/fm/hosts/$host"
+	wait_for 30 second_said 'not collected yet: whether the host still reaches the store'
+	sleep 6 # longer than its sign of life lasts: nothing must happen
+	run ! second_said collected:
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 512 ]
+	kill -KILL "$FAULTD_PID" "${LOST_PID[one]}"
+	wait_for 60 second_said "host $host is gone: region ${table#fm}: collected"
+	[[ $(rc tables) != *"$table"* ]]
+	wait_for 20 zk_count z /fm/regions 0
 }
 
 # --- bad input: one line, exit code 2 or 3
