@@ -2,6 +2,7 @@
 # Pages in a RAMCloud: the coordinator found through a real ZooKeeper; coordinator and masters are tests/proxy/fakeramcloud.py, which
 # misbehaves on command. Stock RAMCloud servers are not to be had as a package.
 
+# shellcheck disable=SC2030,SC2031,SC2153 # each test is a subshell of its own; RC_AT is no MC_AT
 bats_require_minimum_version 1.5.0
 load helper
 load memcached
@@ -13,7 +14,7 @@ setup_file() {
 
 setup() {
 	fm_setup
-	seconds=${FM_STRESS_SECONDS:-3}
+	seconds=${FM_STRESS_SECONDS:-2}
 }
 
 # rc_start [MASTERS]: sets RC_AT, the coordinator's locator.

@@ -165,8 +165,8 @@ static void test_messages(void)
 	unsigned char p[512];
 	size_t n = reply(tablet, p, 5);
 	struct fm_rc_message m;
-	struct fm_rc_tablet t;
-	struct fm_rc_server_entry s;
+	struct fm_rc_tablet t = {0};
+	struct fm_rc_server_entry s = {0};
 	struct fm_rc_place at = {0};
 
 	ok(fm_rc_message(&m, p, n) == 0 && fm_rc_next_tablet(&m, &t) == 1, "GET_TABLE_CONFIG: a tablet");
