@@ -51,7 +51,7 @@ static size_t reply(const char *captured, unsigned char *to, uint64_t nonce)
 
 static void test_requests(void)
 {
-	unsigned char p[512];
+	unsigned char p[512] = {0};
 	size_t n;
 
 	is_frame("0300000000000000 0e000000 0a000200 02000000 01000000 7400", 3, p, fm_rc_create_table(p, "t", 1), "CREATE_TABLE");
@@ -86,7 +86,7 @@ static void test_requests(void)
 
 static void test_replies(void)
 {
-	unsigned char p[512];
+	unsigned char p[512] = {0};
 	struct fm_rc_parts r;
 	struct fm_rc_part part;
 	uint32_t status, low, high;
@@ -162,7 +162,7 @@ static void test_messages(void)
 {
 	static const char tablet[] = "0500000000000000 47000000 00000000 3f000000 0a3d 0801 1000 18ffffffffffffffffff01 2000 290100000000000000"
 				     "321d 7463703a686f73743d3132372e302e302e312c706f72743d3131313031 4000 4800";
-	unsigned char p[512];
+	unsigned char p[512] = {0};
 	size_t n = reply(tablet, p, 5);
 	struct fm_rc_message m;
 	struct fm_rc_tablet t = {0};

@@ -57,6 +57,8 @@ static int decode(const struct fm_seal *s, uint64_t page, uint64_t gen, const vo
 	unsigned char *exact = malloc(length ? length : 1), *to = malloc(PAGE);
 	int rc;
 
+	if (!exact || !to)
+		abort();
 	memcpy(exact, value, length);
 	rc = fm_value_decode(s, page, gen, exact, length, to, &scratch);
 	memcpy(out, to, PAGE);
