@@ -42,11 +42,38 @@ check() {
 	fi
 }
 
-# Many checks: a program that prints TAP. tap NAME TIMEOUT CMD...
+# Many checks: a program that prints TAP. tap NAME TIMEOUT CMD... It runs beside others, one a processor at a time (most of them wait more than
+# they compute); tap_end waits for all of them.
+declare -A running=() # NAME by pid
 tap() {
-	local name=$1 limit=$2 log=$out/${1//[ \/]/-}.tap start=$SECONDS status=0 ok bad skip plan
+	[ ${#running[@]} -lt "$jobs" ] || tap_reap
+	tap_run "$@" &
+	running[$!]=$1
+}
+
+tap_run() {
+	local log=$out/${1//[ \/]/-}.tap limit=$2 start=$SECONDS status=0
 	shift 2
 	timeout --kill-after=10 "$limit" "$@" > "$log" 2>&1 < /dev/null || status=$?
+	echo "$status $limit $((SECONDS - start))" > "$log.status"
+}
+
+tap_reap() {
+	local pid
+	wait -n -p pid "${!running[@]}" || true
+	tap_report "${running[$pid]}"
+	unset "running[$pid]"
+}
+
+tap_end() {
+	while [ ${#running[@]} -gt 0 ]; do
+		tap_reap
+	done
+}
+
+tap_report() {
+	local name=$1 log=$out/${1//[ \/]/-}.tap status limit seconds ok bad skip plan
+	read -r status limit seconds < "$log.status"
 	skip=$(grep -ciE '^ok .*# skip' "$log" || true)
 	ok=$(($(grep -c '^ok ' "$log" || true) - skip))
 	bad=$(grep -c '^not ok ' "$log" || true)
@@ -57,7 +84,7 @@ tap() {
 		printf '# exit status %d (124: timed out after %s), plan %s, ran %d\n' "$status" "$limit" "${plan:-missing}" \
 			$((ok + skip)) >> "$log"
 	fi
-	report "$name" "$ok" "$bad" "$skip" $((SECONDS - start))
+	report "$name" "$ok" "$bad" "$skip" "$seconds"
 	[ "$bad" -eq 0 ] || grep -v '^ok ' "$log" || true
 }
 
@@ -77,10 +104,11 @@ suite_unit() {
 	! setarch -R true 2> /dev/null || fixed=(setarch -R)
 	for src in tests/unit/test_*.c; do
 		test=$(basename "$src" .c)
-		tap "unit $test" 120 "$B/tests/$test"
-		tap "unit $test asan" 240 "$B-asan/tests/$test"
-		tap "unit $test tsan" 240 "${fixed[@]}" "$B-tsan/tests/$test"
+		tap "unit $test" 240 "$B/tests/$test"
+		tap "unit $test asan" 480 "$B-asan/tests/$test"
+		tap "unit $test tsan" 480 "${fixed[@]}" "$B-tsan/tests/$test"
 	done
+	tap_end
 }
 
 # bats_file NAME TIMEOUT FILE BIN
@@ -94,12 +122,13 @@ bats_file() {
 suite_bats() {
 	local f san
 	for f in tests/bats/*.bats; do
-		bats_file "bats $(basename "$f" .bats)" 900 "$f" "$B/bin"
+		bats_file "bats $(basename "$f" .bats)" 1200 "$f" "$B/bin"
 		for san in asan tsan; do
 			! grep -qE "^# sanitizers:.*\<$san\>" "$f" ||
-				bats_file "bats $(basename "$f" .bats) $san" 900 "$f" "$B-$san/bin"
+				bats_file "bats $(basename "$f" .bats) $san" 1200 "$f" "$B-$san/bin"
 		done
 	done
+	tap_end
 }
 
 # Every parser of outside bytes for FM_FUZZ_SECONDS, beginning with tests/fuzz/corpus/NAME; one a processor at a time. A minute each would be ten
@@ -165,8 +194,9 @@ fuzz_all() {
 suite_guest() {
 	local f
 	for f in tests/guest/*.bats; do
-		[ ! -e "$f" ] || bats_file "guest $(basename "$f" .bats)" 900 "$f" "$B/bin"
+		[ ! -e "$f" ] || bats_file "guest $(basename "$f" .bats)" 1800 "$f" "$B/bin"
 	done
+	tap_end
 }
 
 suite_lint() {
