@@ -169,7 +169,7 @@ static bool all_done(const struct region *r)
 	return true;
 }
 
-void region_detach_news(struct faultd *d, struct region *r)
+bool region_detach_news(struct faultd *d, struct region *r)
 {
 	char why[WHY];
 	int e;
@@ -184,7 +184,9 @@ void region_detach_news(struct faultd *d, struct region *r)
 	} else if (r->detach == DETACH_LEAVE && all_done(r)) {
 		fm_info("region %016llx: home, and let go of", id_of(r));
 		region_end(d, r);
+		return true;
 	}
+	return false;
 }
 
 void region_detach_tick(struct faultd *d, struct region *r)

@@ -182,8 +182,8 @@ void regions_check_alive(struct faultd *d);
 void region_detach(struct faultd *d, struct conn *c, struct region *r);
 /* The evictor takes no page of it any more. */
 void region_detach_held(struct faultd *d, struct region *r);
-/* A shard has news that may be about this. May end the region. */
-void region_detach_news(struct faultd *d, struct region *r);
+/* A shard has news that may be about this. Returns true when the region has ended: it may be freed then. */
+bool region_detach_news(struct faultd *d, struct region *r);
 /* Once a second. */
 void region_detach_tick(struct faultd *d, struct region *r);
 /* Nobody waits for it any more. */

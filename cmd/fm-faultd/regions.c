@@ -238,14 +238,9 @@ void regions_news(struct faultd *d)
 		unsigned news = 0;
 
 		next = r->next;
-		for (unsigned i = 0; i < r->map.nshards && !r->ending; i++) {
-			unsigned of_shard = fm_shard_attention(r->shard[i]);
-
-			news |= of_shard;
-			if (of_shard & (FM_SHARD_HOME | FM_SHARD_LEFT | FM_SHARD_LOST))
-				region_detach_news(d, r);
-		}
-		if (r->ending)
+		for (unsigned i = 0; i < r->map.nshards && !r->ending; i++)
+			news |= fm_shard_attention(r->shard[i]);
+		if (r->ending || ((news & (FM_SHARD_HOME | FM_SHARD_LEFT | FM_SHARD_LOST)) && region_detach_news(d, r)))
 			continue;
 		if (news & FM_SHARD_LOST)
 			fm_warn("region %016llx (%s): a page could not be read from the store and is lost",
