@@ -310,7 +310,7 @@ static void checksum(const unsigned char *ad, size_t ad_length, const unsigned c
 
 static bool in_range(const struct fm_seal_at *at, size_t length)
 {
-	return at->page < FM_SEAL_PAGES && at->gen >= 1 && at->gen <= FM_GEN_MAX && at->head_length <= HEAD_MAX && length <= 4096;
+	return at->page < FM_SEAL_PAGES && at->gen >= 1 && at->gen < FM_SEAL_GENS && at->head_length <= HEAD_MAX && length <= 4096;
 }
 
 int fm_seal_put(const struct fm_seal *s, const struct fm_seal_at *at, const void *in, size_t length, void *out, void *tag)

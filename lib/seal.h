@@ -30,6 +30,7 @@ enum fm_seal_kind {
 #define FM_KEY_WHY    256u /* bytes of a why buffer */
 #define FM_SEAL_TAG   16u  /* bytes of a tag, of every kind */
 #define FM_SEAL_PAGES (1ull << 52)
+#define FM_SEAL_GENS  (1ull << 44) /* generations: 1 more than the largest; a page's word has fewer */
 
 struct fm_key;
 struct fm_seal;
