@@ -18,6 +18,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct fm_members_change c = {.op = FM_MEMBERS_DRAIN};
 	char why[FM_MEMBERS_WHY];
 	uint64_t before;
+	bool changed;
 	size_t n;
 
 	if (fm_members_parse((const char *)data, size, &m, why)) {
@@ -30,7 +31,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	before = m.epoch;
 	memcpy(c.address, m.member[size % m.n].address, sizeof c.address);
-	if (m.epoch != before + (fm_members_change(&m, &c, why) == 1))
+	changed = fm_members_change(&m, &c, why) == 1;
+	if (m.epoch != before + changed)
 		abort();
 	return 0;
 }
