@@ -1,7 +1,5 @@
 #include "seal.h"
 
-#include "page.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>

@@ -6,11 +6,12 @@
 #define LOT    (FM_VICTIM_CLASSES - 1)
 #define LATER  FM_VICTIM_CLASSES /* queue of the pages that were chosen and could not leave; they keep their class */
 #define QUEUES (FM_VICTIM_CLASSES + 1)
-#define CHUNK  254 /* pages of a piece of a queue: 1 KiB */
+#define CHUNK  1014 /* bytes of page numbers in a piece of a queue: 1 KiB with the rest */
+#define LONGEST 5   /* bytes of a page number */
 
 /* How lifetimes are learned; DESIGN.md has the measurements. */
 #define RATIO_MAX   4.0  /* of a class's lifetime to the next lower one's */
-#define LOT_MAX     64.0 /* lifetime of the class by lot */
+#define LIFE_MAX    32.0 /* of any class: no page waits until its time has gone around */
 #define STEP        1.2  /* a lifetime's change */
 #define MARGIN      1.3  /* costs that differ less are equal */
 #define KEEP        0.6  /* of the sums, from one look to the next */
@@ -22,32 +23,38 @@
 #define LOT_HORIZON 8    /* ... if it comes back within so many budgets */
 
 /*
- * What is known of a page, in 32 bits: | time 27 | class 3 | place 2 |. Time: when it was queued, or left, in units of
- * 2^shift evictions, chosen so that it goes around after 512 budgets: a page that was gone for longer looks hotter than it is.
+ * What is known of a page, in 16 bits: | time 11 | class 3 | place 2 |. Time: when it was queued, or left, in units of 2^shift evictions,
+ * 16 to 31 of them a budget: so it goes around after 66 budgets or more, and a page that was gone for longer looks hotter than it is.
  */
 enum place { UNKNOWN, QUEUED, POPPED, LEFT };
 #define PLACE_MASK  3u
 #define CLASS_SHIFT 2
 #define CLASS_MASK  7u
 #define TIME_SHIFT  5
-#define TIME_MASK   0x7ffffffu
-#define ROOM_BITS   18 /* of the budget in units of time, at most */
+#define TIME_MASK   0x7ffu
+#define ROOM_BITS   5 /* of the budget in units of time, at most */
 
+/*
+ * Page numbers, each as the difference to the one before it (the first: to 0), the sign in the lowest bit, 7 bits a byte, the low ones first:
+ * one byte for neighbours, three in a region of 4 GiB whatever their order.
+ */
 struct chunk {
 	struct chunk *next;
-	uint32_t pages[CHUNK];
+	uint16_t used; /* bytes */
+	unsigned char bytes[CHUNK];
 };
 
 /* First in, first out. */
 struct fifo {
 	struct chunk *head, *tail; /* pop from head, push to tail; NULL when empty */
-	unsigned first, last;      /* next to pop in head; next free in tail */
+	unsigned first;            /* where the next to pop begins in head */
+	uint32_t before, latest;   /* page numbers: the one before that, 0 at the beginning of a chunk; the one pushed last, likewise */
 };
 
 struct fm_victims {
 	struct fifo queue[QUEUES];
 	struct chunk *spare; /* one kept, so that queues that breathe do not allocate */
-	uint32_t *page;      /* see enum place */
+	uint16_t *page;      /* see enum place */
 	uint64_t pages, count, refaults;
 	uint64_t now, room; /* evictions; pages */
 	unsigned shift;
@@ -100,45 +107,67 @@ void fm_victims_free(struct fm_victims *v)
 
 static int enqueue(struct fm_victims *v, struct fifo *q, uint32_t page)
 {
-	if (!q->tail || q->last == CHUNK) {
+	int64_t d;
+	uint64_t x;
+
+	if (!q->tail || q->tail->used + LONGEST > CHUNK) {
 		struct chunk *c = v->spare ? v->spare : malloc(sizeof *c);
 
 		if (!c)
 			return -ENOMEM;
 		v->spare = NULL;
 		c->next = NULL;
+		c->used = 0;
 		if (q->tail) {
 			q->tail->next = c;
 		} else {
 			q->head = c;
-			q->first = 0;
+			q->first = q->before = 0;
 		}
 		q->tail = c;
-		q->last = 0;
+		q->latest = 0;
 	}
-	q->tail->pages[q->last++] = page;
+	d = (int64_t)page - q->latest;
+	x = d < 0 ? (uint64_t)-d << 1 | 1 : (uint64_t)d << 1;
+	for (; x >= 0x80; x >>= 7)
+		q->tail->bytes[q->tail->used++] = (unsigned char)(x | 0x80);
+	q->tail->bytes[q->tail->used++] = (unsigned char)x;
+	q->latest = page;
 	return 0;
 }
 
-/* The first page of a queue that is not empty. */
+/* The first page of a queue that is not empty; *end: where the next one begins. */
+static uint32_t peek(const struct fifo *q, unsigned *end)
+{
+	unsigned at = q->first, shift = 0;
+	uint64_t x = 0;
+
+	do {
+		x |= (uint64_t)(q->head->bytes[at] & 0x7f) << shift;
+		shift += 7;
+	} while (q->head->bytes[at++] & 0x80);
+	*end = at;
+	return x & 1 ? q->before - (uint32_t)(x >> 1) : q->before + (uint32_t)(x >> 1);
+}
+
 static uint32_t first(const struct fifo *q)
 {
-	return q->head->pages[q->first];
+	unsigned end;
+
+	return peek(q, &end);
 }
 
 static void dequeue(struct fm_victims *v, struct fifo *q)
 {
 	struct chunk *c = q->head;
-	bool empty;
 
-	q->first++;
-	empty = c == q->tail && q->first == q->last;
-	if (q->first < CHUNK && !empty)
+	q->before = peek(q, &q->first);
+	if (q->first < c->used)
 		return;
 	q->head = c->next;
 	if (!q->head)
 		q->tail = NULL;
-	q->first = 0;
+	q->first = q->before = 0;
 	if (v->spare)
 		free(c);
 	else
@@ -154,7 +183,7 @@ static uint32_t time_of(const struct fm_victims *v)
 
 static void note(struct fm_victims *v, uint32_t page, unsigned class, enum place place)
 {
-	v->page[page] = time_of(v) << TIME_SHIFT | class << CLASS_SHIFT | (uint32_t)place;
+	v->page[page] = (uint16_t)(time_of(v) << TIME_SHIFT | class << CLASS_SHIFT | (uint32_t)place);
 }
 
 static enum place place_of(const struct fm_victims *v, uint32_t page)
@@ -224,13 +253,15 @@ static void learn(struct fm_victims *v)
 			adjust(&v->ratio[c], cost_of(v, c), cost_of(v, (unsigned)below), ratio_max(c - (unsigned)below));
 		if (c)
 			v->life[c] = v->life[c - 1] * v->ratio[c];
+		if (v->life[c] > LIFE_MAX)
+			v->life[c] = LIFE_MAX;
 		if (enough)
 			below = (int)c;
 		left += v->left[c];
 		cost += v->cost[c];
 	}
 	if (left >= ENOUGH && v->left[LOT] >= ENOUGH)
-		adjust(&v->life[LOT], cost_of(v, LOT), cost / left, LOT_MAX);
+		adjust(&v->life[LOT], cost_of(v, LOT), cost / left, LIFE_MAX);
 	for (unsigned c = 0; c < FM_VICTIM_CLASSES; c++) {
 		double keep = v->left[c] >= ENOUGH ? KEEP : KEEP_FEW;
 

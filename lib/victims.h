@@ -16,8 +16,9 @@
  *     for long, no matter which. So one of eight pages that come back is drawn into a class of its own, whose lifetime is learned
  *     against the average of all others. Where use is random this changes nothing: the mean time of a page here decides, not its spread.
  *
- * Every call takes constant time: seven queues are looked at, no pages. Memory: 4 bytes a page of the region that was ever here, 4 bytes
- * a page that is queued. It is private: losing it (a restart) loses what was learned, and no page.
+ * Every call takes constant time: seven queues are looked at, no pages. Memory: 2 bytes a page of the region that was ever here, and 1 to 5
+ * bytes a page that is queued: 1 where neighbours follow each other, 3 at random in 4 GiB. It is private: losing it (a restart) loses
+ * what was learned, and no page.
  * One thread an object.
  */
 #ifndef FM_VICTIMS_H
