@@ -5,6 +5,7 @@
 #   make check    every test (installs what is missing)
 #   make fuzz-long  ten minutes of fuzzing for each parser
 #   make soak     checkers for FM_SOAK_SECONDS (1800) while everything is killed, stopped, replaced
+#   make kills    SIGKILLs for FM_KILL_SECONDS (300) under checkers: dir:, three memcached, a VM
 #   make bench    figures beside their references
 #   make SAN=asan | SAN=tsan      the same tools as glibc sanitizer builds in build-asan, build-tsan
 #   make SAN=crash                ... as a build that dies where it is told to, in build-crash
@@ -60,7 +61,7 @@ endif
 # Static links take what a tool uses; --as-needed makes the sanitizer builds' shared ones do the same.
 LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lexpat -lm -lpthread
 
-.PHONY: soak all tools client units guest demo check fuzz-long bench clean deps
+.PHONY: soak kills all tools client units guest demo check fuzz-long bench clean deps
 .SECONDARY:
 all: tools client
 tools: $(TOOLS:%=$(B)/bin/%)
@@ -135,6 +136,9 @@ soak: all
 	@mkdir -p $(B)/soak && rm -rf $(B)/soak/work && mkdir $(B)/soak/work
 	for c in torture client; do $(HOSTCC) -O1 -std=c11 -D_GNU_SOURCE -Ilib -o $(B)/soak/$$c tests/stress/$$c.c $(B)/lib/libfm.a -lpthread || exit 1; done
 	python3 tests/stress/soak.py $(abspath $(B)/bin) $(abspath $(B)/soak) $(abspath $(B)/soak/work) $${FM_SOAK_SECONDS:-1800}
+
+kills: all guest
+	FM_BIN=$(abspath $(B)/bin) FM_LIB=$(abspath $(B)/lib) FM_KILL_SECONDS=$${FM_KILL_SECONDS:-300} bats tests/bats/kills.bats tests/guest/kills.bats
 
 clean:
 	rm -rf build build-asan build-tsan build-crash

@@ -3,8 +3,10 @@
  * read with a shadow copy in ordinary memory. Linked with libfm.a as any program would be.
  *
  *   torture --size BYTES [--threads N] [--seconds N] [--seed N] [--run-dir DIR] [--name NAME] [--local BYTES] [--regions N] [--discard]
+ *           [--pauses FILE]
  *
  * --discard: pages are also discarded (MADV_REMOVE), and before the end a quarter of each region is unmapped.
+ * --pauses: a line `START END` (nanoseconds of CLOCK_MONOTONIC) for each operation that took more than 20 ms.
  * SIGTERM ends it early; every word is looked at then, too. Prints the seed first, and last `torture: OPS operations, W wrong words`.
  * Exit 0 only with 0 wrong words.
  */
@@ -18,7 +20,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,6 +35,7 @@ static uint64_t seed, **memory, **shadow;
 static atomic_ulong ops, wrong;
 static atomic_bool stop, discard;
 static _Atomic uint64_t longest_ns;
+static FILE *pauses;
 
 static uint64_t now_ns(void)
 {
@@ -70,8 +72,9 @@ static void one(uint64_t *rnd, unsigned thread)
 
 	/* Threads own interleaved pages: neighbours, and runs, are shared by all of them. */
 	page = next_random(rnd) % pages_each;
-	if (pages_each < nthreads) {
-		if (region % nthreads != thread) /* too small to share: a thread owns the region */
+	if (pages_each < nthreads) { /* too small to share: a thread owns the region */
+		region = region - region % nthreads + thread;
+		if (region >= nregions)
 			return;
 	} else {
 		page = page - page % nthreads + thread;
@@ -119,11 +122,6 @@ static void one(uint64_t *rnd, unsigned thread)
 	}
 }
 
-static void on_term(int sig)
-{
-	(void)sig; /* its only work is to end main()'s sleep */
-}
-
 /* As a VM's memory is before it becomes far. */
 static void *map_as_vm(size_t bytes)
 {
@@ -144,6 +142,8 @@ static void *worker(void *arg)
 		d = now_ns() - t0;
 		while (d > atomic_load(&longest_ns))
 			atomic_store(&longest_ns, d);
+		if (pauses && d > 20000000)
+			fprintf(pauses, "%llu %llu\n", (unsigned long long)t0, (unsigned long long)(t0 + d));
 		atomic_fetch_add(&ops, 1);
 	}
 	return NULL;
@@ -154,8 +154,7 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 	    {"size", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'n'}, {"seed", 1, NULL, 'r'},
 	    {"run-dir", 1, NULL, 'd'}, {"name", 1, NULL, 'm'},    {"local", 1, NULL, 'l'},   {"regions", 1, NULL, 'g'},
-	    {"vm", 0, NULL, 'v'},
-	    {"discard", 0, NULL, 'x'}, {NULL, 0, NULL, 0},
+	    {"vm", 0, NULL, 'v'},      {"pauses", 1, NULL, 'p'},  {"discard", 0, NULL, 'x'}, {NULL, 0, NULL, 0},
 	};
 	struct fm_options o = {.name = "torture"};
 	unsigned seconds = 10;
@@ -196,6 +195,13 @@ int main(int argc, char **argv)
 			break;
 		case 'v':
 			vm = true;
+			break;
+		case 'p':
+			pauses = fopen(optarg, "w");
+			if (!pauses) {
+				perror(optarg);
+				return 1;
+			}
 			break;
 		default:
 			return 2;
@@ -244,6 +250,10 @@ int main(int argc, char **argv)
 	}
 	free(memory);
 	free(shadow);
+	if (pauses && fclose(pauses)) {
+		perror("torture: --pauses");
+		return 1;
+	}
 	printf("torture: longest operation %llu us\n", (unsigned long long)atomic_load(&longest_ns) / 1000);
 	printf("torture: %lu operations, %lu wrong words\n", atomic_load(&ops), atomic_load(&wrong));
 	return atomic_load(&wrong) ? 1 : 0;
