@@ -235,13 +235,25 @@ static const char *scheme_of(const char *uri, char to[32])
 	return to;
 }
 
+/* Regions that an fm-faultd before us left. What hangs on there being none must not be done because nobody could look. */
+static size_t regions_left(const struct faultd *d)
+{
+	uint64_t *ids;
+	size_t n;
+	int e = fm_shmfile_list(d->run_fd, &ids, &n);
+
+	if (e)
+		fm_die(FM_EXIT_FAILED, "%s: cannot be read: %s", d->run_dir, strerror(-e));
+	free(ids);
+	return n;
+}
+
 static void open_daemon_state(struct faultd *d)
 {
 	struct fm_daemon_shm *s;
 	struct timespec t;
 	char a[32], b[32];
-	uint64_t *ids;
-	size_t regions = 0;
+	size_t regions = regions_left(d);
 
 	/* The same file as before, if there is one: who has it mapped sees us come. */
 	d->daemon_fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
@@ -253,8 +265,6 @@ static void open_daemon_state(struct faultd *d)
 	if (s == MAP_FAILED)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
 	/* Pages of regions to be taken over lie where the epochs of this table say. */
-	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
-		free(ids);
 	if (regions && s->magic == FM_MAGIC_DAEMON && s->version == FM_SHM_VERSION &&
 	    strcmp(scheme_of(s->store_uri, a), scheme_of(d->store_uri, b)) == 0)
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
@@ -290,8 +300,7 @@ static void open_store(struct faultd *d)
 {
 	static char key_file[256];
 	char why[FM_STORE_WHY] = "";
-	uint64_t *ids;
-	size_t regions = 0;
+	size_t regions = regions_left(d);
 	int e;
 
 	/* By default the key lies where the page states do: on tmpfs, and gone with the host's memory, as the pages are. */
@@ -300,13 +309,11 @@ static void open_store(struct faultd *d)
 			fm_die(FM_EXIT_USAGE, "--run-dir: %.60s...: too long for a key file below it: give --key-file", d->run_dir);
 		d->store_options.key_file = key_file;
 	}
-	/* A server that is away is an error to a new daemon, but must not keep one from taking its regions over. */
-	if (fm_shmfile_list(d->run_fd, &ids, &regions) == 0)
-		free(ids);
 	/* A new key in its place would be the loss of every page that is away. */
 	if (regions && d->store_options.key_file && access(d->store_options.key_file, F_OK) < 0)
 		fm_die(FM_EXIT_FAILED, "--key-file: %s: %m: pages of %zu region%s in %s are sealed with it", d->store_options.key_file, regions,
 		       regions == 1 ? "" : "s", d->run_dir);
+	/* A server that is away is an error to a new daemon, but must not keep one from taking its regions over. */
 	d->store_options.must_answer = regions == 0;
 	d->store_options.make_cluster = true;
 	d->store_options.registry = members_wanted(d);

@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,7 +47,7 @@ static int fetch_fd_by_thread(int pid, int number)
 	snprintf(path, sizeof path, "/proc/%d/task", pid);
 	dir = opendir(path);
 	if (!dir)
-		return -ESRCH;
+		return errno == ENOENT ? -ESRCH : -errno;
 	while (fd < 0 && (d = readdir(dir))) {
 		int tid = atoi(d->d_name), pidfd;
 
@@ -68,13 +69,11 @@ static int fetch_fd_by_thread(int pid, int number)
 /* A descriptor of the client, by its number there. */
 static int fetch_fd(const struct region *r, int number)
 {
-	int fd = (int)syscall(SYS_pidfd_getfd, r->pidfd, number, 0);
+	int fd = (int)syscall(SYS_pidfd_getfd, r->pidfd, number, 0), e = fd < 0 ? -errno : 0;
 
-	if (fd >= 0)
+	if (e == 0)
 		return fd;
-	if (errno == EPERM)
-		return -EPERM;
-	return is_headless(r->map.hdr->pid) ? fetch_fd_by_thread(r->map.hdr->pid, number) : -errno;
+	return e == -ESRCH && is_headless(r->map.hdr->pid) ? fetch_fd_by_thread(r->map.hdr->pid, number) : e;
 }
 
 static int fetch_memfd(const struct region *r)
@@ -101,13 +100,28 @@ static int fetch_memfd(const struct region *r)
 	return e;
 }
 
-/* Is the client that the file names still that process? */
-static bool client_lives(struct region *r)
+/*
+ * Is the client that the file names still that process? Returns 0; -ESRCH when it certainly is not; another -errno when that cannot be
+ * told (out of descriptors or of memory, say).
+ */
+static int find_client(struct region *r)
 {
 	uint64_t start;
+	int e;
 
 	r->pidfd = (int)syscall(SYS_pidfd_open, r->map.hdr->pid, 0);
-	return r->pidfd >= 0 && fm_proc_start(r->map.hdr->pid, &start) == 0 && start == r->map.hdr->pid_start;
+	if (r->pidfd < 0) /* EINVAL, ENOENT: it is a thread's number now */
+		return errno == EINVAL || errno == ENOENT ? -ESRCH : -errno;
+	e = fm_proc_start(r->map.hdr->pid, &start);
+	return e == 0 && start != r->map.hdr->pid_start ? -ESRCH : e;
+}
+
+/* Has it ended, or does within a moment? */
+static bool client_ended(const struct region *r)
+{
+	struct pollfd p = {.fd = r->pidfd, .events = POLLIN};
+
+	return poll(&p, 1, 100) == 1;
 }
 
 /*
@@ -116,15 +130,18 @@ static bool client_lives(struct region *r)
  */
 static int fetch_region(struct region *r)
 {
-	int e;
+	int e = fm_ld(&r->map.hdr->flags) & FM_REGION_GONE ? -ESRCH : find_client(r);
 
-	if (!client_lives(r) || (fm_ld(&r->map.hdr->flags) & FM_REGION_GONE))
-		return -ESRCH;
+	if (e)
+		return e;
 	for (unsigned i = 0; i < r->map.nshards; i++) {
 		int fd = fetch_fd(r, r->map.shards[i].client_uffd);
 
-		if (fd < 0) /* closed with the mapping, by fm_unmap() or exec() while no daemon ran? */
-			return (fd == -EBADF || fd == -ESRCH) && !region_mapped_shards(r) ? -ESRCH : fd;
+		/* Closed with the mapping, by fm_unmap() or exec() while no daemon ran? */
+		if ((fd == -EBADF || fd == -ESRCH) && (!region_mapped_shards(r) || client_ended(r)))
+			return -ESRCH;
+		if (fd < 0)
+			return fd == -ESRCH ? -EBADF : fd;
 		r->uffd[i].fd = fd;
 		if (!region_is_uffd(fd))
 			return !region_mapped_shards(r) ? -ESRCH : -EBADF;
@@ -179,6 +196,12 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 		unlinkat(d->run_fd, name, 0);
 		free(r);
 		return 0;
+	}
+	if (e == -EMFILE || e == -ENFILE || e == -ENOMEM) {
+		/* Ours, perhaps: nobody else would serve it. */
+		snprintf(why, FM_STORE_WHY, "%.100s/%s: cannot be opened: %s", d->run_dir, name, strerror(-e));
+		free(r);
+		return e;
 	}
 	if (e) {
 		/* Not ours, or of another version: left alone, and said. */
