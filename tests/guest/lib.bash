@@ -2,6 +2,8 @@
 #
 #   guest_start [--mem SIZE] [--share] [--initramfs FILE] [--accel A] [-- QEMU-ARGS...]
 #   guest_cmd [-t SECONDS] LINE     run a shell line in the guest; prints its output, returns its status (124: no answer)
+#   check_begin BYTES [PASSES...]   memcheck in the guest beside other things, until it is told to end
+#   check_end                       ... and its verdict: fails when a byte was wrong, or when it had ended before
 #   guest_wait_mib MIB              wait until the guest's MemTotal has come up to that, 60 s at most
 #   guest_stop                      power it off; fails unless QEMU ends within 20 s
 #   guest_kill                      SIGKILL, for teardown
@@ -88,6 +90,22 @@ guest_cmd() {
 		return 124
 	}
 	return "${GUEST_LAST#@done }"
+}
+
+# Returns when it has filled its memory, and goes on until it is told: however fast the machine, it runs beside what comes next.
+check_begin() {
+	# shellcheck disable=SC2016 # the guest's shell expands it
+	guest_cmd -t 200 'rm -f /tmp/enough /tmp/verdict; (MEMCHECK_UNTIL=/tmp/enough memcheck '"$1 ${2-1} ${*:3}"' > /tmp/check 2>&1; echo $? > /tmp/verdict) > /dev/null 2>&1 < /dev/null & until [ -e /tmp/verdict ] || awk "/^AnonPages:/ { exit \$2 < '$(($1 / 1024))' }" /proc/meminfo; do sleep 0.1; done'
+}
+
+check_end() {
+	local out status=0
+	# shellcheck disable=SC2016
+	out=$(guest_cmd -t 200 '[ ! -e /tmp/verdict ] || echo "memcheck had ended before"; touch /tmp/enough; until [ -s /tmp/verdict ]; do sleep 0.1; done; cat /tmp/check; exit $(cat /tmp/verdict)') ||
+		status=$?
+	printf '%s\n' "$out"
+	[ "$status" -eq 0 ] || guest_cmd 'dmesg | tail -n 30'
+	[[ $out == 'memcheck: checked '*', 0 wrong bytes' ]]
 }
 
 guest_wait_mib() {

@@ -6,11 +6,13 @@
  * them anew; one in four stays as it is (and is clean, for a pager), one in sixteen is written as zeros. A last pass checks
  * all. Static, no threads, nothing but libc: it runs as a guest's only program.
  *
- * MEMCHECK_BREAK=1 in the environment changes one byte before the last pass: a checker that finds nothing proves nothing.
+ * MEMCHECK_UNTIL=FILE in the environment: it goes on with passes until that file is there. MEMCHECK_BREAK=1 changes one byte before the
+ * last pass: a checker that finds nothing proves nothing.
  *
  * Ends with `memcheck: checked N MiB, W wrong bytes`; exit status 1 when W is not 0, 2 for bad usage or no memory.
  */
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,9 +104,18 @@ static void write_page(struct job *j, uint64_t page, uint32_t pass)
 	j->written[page] = pass;
 }
 
+/* Is a pass with this number the last one, which only checks? */
+static bool is_last(uint32_t pass, uint32_t passes)
+{
+	const char *until = getenv("MEMCHECK_UNTIL");
+
+	return pass >= passes && (!until || pass == NEVER - 1 || access(until, F_OK) == 0);
+}
+
 static uint64_t run(uint64_t pages, uint32_t passes, uint64_t seed)
 {
 	struct job j = {.pages = pages, .seed = mix(seed)};
+	bool last = false;
 
 	j.memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	j.written = malloc(pages * sizeof *j.written);
@@ -113,14 +124,15 @@ static uint64_t run(uint64_t pages, uint32_t passes, uint64_t seed)
 		exit(2);
 	}
 	memset(j.written, 0xff, pages * sizeof *j.written);
-	for (uint32_t pass = 0; pass <= passes; pass++) {
-		if (pass == passes && getenv("MEMCHECK_BREAK"))
+	for (uint32_t pass = 0; !last; pass++) {
+		last = is_last(pass, passes);
+		if (last && getenv("MEMCHECK_BREAK"))
 			j.memory[pages * WORDS / 2] ^= 0x5a00;
 		for (uint64_t i = 0; i < pages; i++) {
 			uint64_t page = shuffled(i, pages, j.seed ^ mix(pass));
 
 			check_page(&j, page, pass);
-			if (pass < passes && (pass == 0 || mix(page ^ j.seed ^ pass) % 4))
+			if (!last && (pass == 0 || mix(page ^ j.seed ^ pass) % 4))
 				write_page(&j, page, pass);
 		}
 	}
