@@ -70,15 +70,34 @@ struct fm_cluster_shm {
 	_Atomic uint64_t passes;      /* over all words, ever */
 	struct fm_server_shm server[FM_SERVERS];
 	struct fm_epoch_shm epoch[FM_EPOCHS];
+	_Atomic uint32_t reused;          /* slots of server[] that were given to another server, twice; odd: one is being */
+	_Atomic uint32_t replicas_before; /* the most copies by epochs up to replicas_until: --replicas was another then */
+	_Atomic uint64_t replicas_until;
 };
 
 /* Modulo 1024, as a page's word holds an epoch. */
+#define FM_EPOCH_TAGS        1024
 #define FM_EPOCH_TAG(number) ((uint32_t)((number) & 0x3ff))
 
 /*
  * The servers of the epoch with that tag. Returns their bitmap, or 0 when no epoch in use has it. Any thread, any process.
  */
 uint64_t fm_cluster_servers(const struct fm_cluster_shm *c, uint32_t tag);
+
+/* How many copies of a page there may be by the epoch with that tag: at least as many as by the newest. Any thread, any process. */
+uint32_t fm_cluster_replicas(const struct fm_cluster_shm *c, uint32_t tag);
+
+/*
+ * From the next epoch on there are that many copies. Returns whether that is another number than before: then one is due. fm-faultd's main thread only.
+ */
+bool fm_cluster_set_replicas(struct fm_cluster_shm *c, uint32_t replicas);
+
+/*
+ * The table is new, but there are pages with these tags (FM_EPOCH_TAGS bits) of one that was lost: let the first epochs have others, so that no
+ * page is looked for where it is not. As many as there are slots are safe, and no more are opened before the pages have moved. Before the first epoch;
+ * fm-faultd's main thread only.
+ */
+void fm_cluster_avoid(struct fm_cluster_shm *c, const uint64_t tags[FM_EPOCH_TAGS / 64]);
 
 /*
  * Open a new epoch with those servers. Returns 0, or -EAGAIN: every slot is in use until the evictor has moved the pages of older ones.
@@ -88,6 +107,9 @@ int fm_cluster_open_epoch(struct fm_cluster_shm *c, uint64_t servers);
 
 /* Retire the epochs that c->settled says no page names. fm-faultd's main thread only. */
 void fm_cluster_retire(struct fm_cluster_shm *c);
+
+/* How many epochs are in use. Any thread, any process. */
+unsigned fm_cluster_epochs(const struct fm_cluster_shm *c);
 
 /* Does an epoch in use name the server in that slot? Then pages may lie there. Any thread, any process. */
 bool fm_cluster_in_use(const struct fm_cluster_shm *c, unsigned slot);

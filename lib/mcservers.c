@@ -11,6 +11,7 @@
 
 #define OLDEST      10404 /* 1.4.4 knows everything used here */
 #define CONTACT_NS  3000000000u
+#define UNSEEN_NS   5000000000u
 #define START_APART 2 /* the clock that start times are counted from ticks in seconds: so far apart is the same life */
 
 static uint64_t now_ns(void)
@@ -132,6 +133,7 @@ unsigned fm_store_memcached_apply(struct fm_cluster_shm *c, const struct fm_memb
 /* Put servers into the table, the registry's or the URI's, and open the first epoch when there is none. */
 static int fill_cluster(struct fm_mc_servers *s, const struct fm_store_options *o, char *why)
 {
+	uint32_t replicas = o->replicas ? o->replicas : 1;
 	uint64_t members = 0;
 
 	if (o->members) {
@@ -149,8 +151,11 @@ static int fill_cluster(struct fm_mc_servers *s, const struct fm_store_options *
 			members |= 1ull << i;
 	if (!members)
 		return -EHOSTUNREACH; /* no member's name can be resolved: why says so of one */
-	if (!atomic_load(&s->cluster->epoch_now))
+	if (!fm_cluster_servers(s->cluster, FM_EPOCH_TAG(atomic_load(&s->cluster->epoch_now))))
 		fm_cluster_open_epoch(s->cluster, members);
+	else
+		s->epoch_due = fm_cluster_set_replicas(s->cluster, replicas); /* what is stored gets as many copies */
+	atomic_store(&s->cluster->replicas, replicas);
 	return 0;
 }
 
@@ -208,8 +213,11 @@ static bool note_life(const struct fm_mc_server *v)
 	uint64_t start = atomic_load(&shm->start_s), apart = start > h->start_s ? start - h->start_s : h->start_s - start;
 	bool another = atomic_load(&shm->pid) && (atomic_load(&shm->pid) != h->pid || apart > START_APART);
 
-	if (another)
+	/* First what outlives us: who sees the new life only must not take it for the one that had the copies. */
+	if (another) {
+		atomic_fetch_or(&shm->flags, FM_SERVER_MISSED);
 		atomic_fetch_add(&shm->restarts, 1);
+	}
 	atomic_store(&shm->pid, h->pid);
 	if (!start || another)
 		atomic_store(&shm->start_s, h->start_s);
@@ -339,24 +347,21 @@ bool fm_mc_server_same(const struct fm_mc_server *a, const struct fm_mc_server *
 
 /* --- up, down, dead */
 
-bool fm_mc_server_dead(const struct fm_mc_server *v)
-{
-	return (v->refused_ns && now_ns() - v->refused_ns > v->all->uri.gone_s * 1000000000ull) ||
-	       atomic_load(&fm_mc_server_shm(v)->state) == FM_SERVER_DEAD;
-}
-
-bool fm_mc_server_silent(struct fm_mc_server *v)
+/* It did not answer the monitor, for v->conn.error. Returns whether it has refused connections, each time, for ?gone=. */
+static bool refuses(struct fm_mc_server *v)
 {
 	int e = v->conn.error;
+	uint64_t now = now_ns(), last = v->refused_last_ns;
 
 	if (e != -ECONNREFUSED && e != -ENOENT) {
 		v->refused_ns = 0;
 		return false;
 	}
-	if (v->refused_ns)
-		return fm_mc_server_dead(v);
-	v->refused_ns = now_ns();
-	return false;
+	/* Nobody has looked meanwhile: it may have been there. */
+	if (!v->refused_ns || now - last > UNSEEN_NS)
+		v->refused_ns = now;
+	v->refused_last_ns = now;
+	return now - v->refused_ns > v->all->uri.gone_s * 1000000000ull;
 }
 
 static void on_stats(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, const struct fm_mc_item *item)
@@ -408,7 +413,7 @@ static bool judge(struct fm_mc_server *v)
 		atomic_store(&shm->items, h->items);
 		atomic_store(&shm->rtt_ns, v->conn.rtt_ns);
 	} else if (v->conn.error) {
-		is = fm_mc_server_silent(v) ? FM_SERVER_DEAD : was == FM_SERVER_DEAD ? FM_SERVER_DEAD : FM_SERVER_DOWN;
+		is = refuses(v) ? FM_SERVER_DEAD : was == FM_SERVER_DEAD ? FM_SERVER_DEAD : FM_SERVER_DOWN;
 	}
 	if (is != was) {
 		/* DEAD counts from when it went down. */

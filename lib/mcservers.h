@@ -25,7 +25,8 @@ struct fm_mc_server {
 	struct fm_mc_address address;
 	struct fm_mc_conn conn;
 	struct fm_mc_servers *all;
-	uint64_t refused_ns;       /* CLOCK_MONOTONIC: connections were refused from then on; 0: not */
+	uint64_t refused_ns;       /* keeper: CLOCK_MONOTONIC: connections were refused from then on, whenever it looked; 0: not */
+	uint64_t refused_last_ns;  /* ... and the last one */
 	uint8_t sent[2 * FM_MC_BATCH]; /* requests of this batch, in the order of their replies; the store knows more of them */
 	unsigned nsent, next;      /* ... how many, and the first whose reply is to come */
 };
@@ -82,11 +83,14 @@ int fm_mc_server_greet(void *arg, struct fm_mc_conn *c);
 /* May the two be one process under two names, by what they said of themselves? */
 bool fm_mc_server_same(const struct fm_mc_server *a, const struct fm_mc_server *b);
 
-/* Has it refused connections for so long that no process has its address, and what was in its memory is gone? */
-bool fm_mc_server_dead(const struct fm_mc_server *v);
-
-/* It did not answer, for v->conn.error: take note. Returns whether it is dead by now. */
-bool fm_mc_server_silent(struct fm_mc_server *v);
+/*
+ * Has it refused connections for so long that it is taken for dead, and what was in its memory for gone? The monitor's verdict alone: what one
+ * thread was refused now and then says nothing of the time between.
+ */
+static inline bool fm_mc_server_dead(const struct fm_mc_server *v)
+{
+	return atomic_load(&fm_mc_server_shm(v)->state) == FM_SERVER_DEAD;
+}
 
 /* Did the daemon's last look find it silent? Then others are asked first. */
 static inline bool fm_mc_server_looks_down(const struct fm_mc_server *v)

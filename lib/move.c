@@ -17,6 +17,8 @@ struct move {
 /* Put the pages of the batch by the new epoch, say so in their words, and delete what is where they no longer belong. */
 static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct move *m, uint32_t tag, unsigned *moved, uint64_t *left)
 {
+	/* Pages that wait for the dead hold on to their epochs: they must not take the slots of those to come. */
+	bool pressed = fm_cluster_epochs(&e->daemon->cluster) > FM_EPOCHS / 2;
 	struct fm_store_req put[MOVE_PAGES], del[MOVE_PAGES];
 	unsigned who[MOVE_PAGES], n = 0, k = 0;
 	uint64_t region = r->map.hdr->id;
@@ -31,8 +33,8 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 			put[n] = m->req[i];
 			put[n].epoch = tag;
 			put[n++].moving = true;
-		} else if (m->req[i].result == FM_STORE_LOST && fm_word_state(m->w[i]) == FM_REMOTE) {
-			/* Nowhere: by any epoch its next access finds that out. */
+		} else if (m->req[i].result == FM_STORE_LOST && fm_word_state(m->w[i]) == FM_REMOTE && (!m->req[i].may_return || pressed)) {
+			/* Nowhere: by any epoch its next access finds that out. A server that is taken for dead may come back, and have it. */
 			fm_page_cas(word, m->w[i], fm_word_at_epoch(m->w[i], tag));
 		} else {
 			(*left)++;

@@ -30,6 +30,7 @@ struct fm_store_req {
 	uint32_t old_epoch; /* ... of old_gen */
 	bool moving;        /* put: a copy of this very generation may be there by another epoch: when the put fails, delete nothing.
 			     * delete: only from the servers of epoch that are none of old_epoch's */
+	bool may_return;    /* get, out: LOST only because a server is taken for dead, or is not known: it may come back, and have it */
 	void *buf;      /* 4096 bytes: filled by get, read by put, unused by delete */
 	enum fm_store_result result;
 };

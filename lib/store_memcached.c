@@ -42,7 +42,6 @@ struct sealed_region {
 
 struct mc_store {
 	struct fm_store store;
-	unsigned replicas;
 	struct fm_key *key; /* NULL: checksums only */
 	struct sealed_region *seals;
 	void (*idle)(void *);
@@ -106,7 +105,6 @@ static int mc_open(const char *uri, const struct fm_store_options *o, struct fm_
 	if (!s)
 		return -ENOMEM;
 	s->store.ops = &fm_store_memcached;
-	s->replicas = o->replicas ? o->replicas : 1;
 	r = fm_mc_uri_parse(uri, &s->servers.uri, why);
 	if (r == 0)
 		r = fm_mc_servers_open(&s->servers, o, why);
@@ -195,16 +193,22 @@ static size_t key_of(char key[KEY_BYTES], uint64_t region, uint64_t page, uint64
 	return (size_t)(to - key);
 }
 
+/* The servers of an epoch; 0: that epoch is not known. */
+static uint64_t known_servers(const struct mc_store *s, uint32_t tag)
+{
+	return fm_cluster_servers(s->servers.cluster, tag) & fm_mc_servers_all(&s->servers);
+}
+
 /*
  * Where the copies of a page are by an epoch, best first. An epoch that is not known (its table was lost with daemon.state) leaves
  * every server as a candidate.
  */
 static unsigned placed(struct mc_store *s, uint64_t region, uint64_t page, uint32_t tag, uint8_t out[FM_PLACE_REPLICAS])
 {
-	uint64_t servers = fm_cluster_servers(s->servers.cluster, tag) & fm_mc_servers_all(&s->servers);
+	uint64_t servers = known_servers(s, tag);
 	struct fm_epoch e = {.number = tag, .servers = servers ? servers : fm_mc_servers_all(&s->servers), .hash = s->servers.hash};
 
-	return fm_place(&e, region, page, servers ? s->replicas : FM_PLACE_REPLICAS, out);
+	return fm_place(&e, region, page, servers ? fm_cluster_replicas(s->servers.cluster, tag) : FM_PLACE_REPLICAS, out);
 }
 
 static void begin(struct mc_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
@@ -244,6 +248,16 @@ static void settle(struct mc_store *s, struct fm_mc_server *v, enum outcome o)
 		set_outcome(s, i, v, o);
 }
 
+/* It refused a connection: is there nothing to wait for? One that has left the store is looked after by nobody. */
+static bool is_gone(const struct fm_mc_server *v)
+{
+	bool refused = v->conn.error == -ECONNREFUSED || v->conn.error == -ENOENT;
+	unsigned slot = (unsigned)(v - v->all->server);
+
+	return refused && (fm_mc_server_dead(v) || (atomic_load(&fm_mc_server_shm(v)->role) == FM_SERVER_LEFT &&
+						    !fm_cluster_in_use(v->all->cluster, slot)));
+}
+
 /* Run what was sent; then every request without a reply has an outcome too. */
 static void run(struct mc_store *s, fm_mc_handler *handler)
 {
@@ -270,9 +284,7 @@ static void run(struct mc_store *s, fm_mc_handler *handler)
 		if (!v->nsent)
 			continue;
 		if (v->conn.error)
-			o = fm_mc_server_silent(v) ? GONE : UNKNOWN;
-		else
-			v->refused_ns = 0;
+			o = is_gone(v) ? GONE : UNKNOWN;
 		while (v->next < v->nsent)
 			settle(s, v, o);
 		v->nsent = v->next = 0;
@@ -355,6 +367,50 @@ static bool ask_next(struct mc_store *s)
 	return any;
 }
 
+/* No copy of request i was right: is it lost? */
+static void judge(struct mc_store *s, unsigned i)
+{
+	struct fm_store_req *r = &s->req[i];
+
+	r->may_return = false;
+	for (unsigned c = 0; c < s->copies[i]; c++) {
+		enum outcome o = (enum outcome)s->outcome[i][c];
+
+		if (o != MISSING && o != GONE) {
+			r->result = FM_STORE_DOWN;
+			return;
+		}
+		/* Who drains it says that it will not come back. */
+		r->may_return |= o == GONE && atomic_load(&fm_mc_server_shm(&s->servers.server[s->place[i][c]])->role) == FM_SERVER_MEMBER;
+	}
+	r->result = FM_STORE_LOST;
+}
+
+/*
+ * A page seems lost, and its epoch is not known: it may be on any server, and only the first few were asked.
+ */
+static void search(struct mc_store *s, uint64_t region, struct fm_store_req *r)
+{
+	uint64_t left = fm_mc_servers_all(&s->servers);
+
+	if (known_servers(s, r->epoch))
+		return;
+	while (left && r->result == FM_STORE_LOST) {
+		struct fm_epoch e = {.number = r->epoch, .servers = left, .hash = s->servers.hash};
+
+		begin(s, region, r, 1);
+		s->copies[0] = fm_place(&e, region, r->page, FM_PLACE_REPLICAS, s->place[0]);
+		for (unsigned c = 0; c < s->copies[0]; c++)
+			left &= ~(1ull << s->place[0][c]);
+		while (ask_next(s))
+			run(s, on_get);
+		if (r->result == FM_STORE_OK)
+			return;
+		judge(s, 0);
+	}
+	r->may_return = true; /* or on one that nobody has told us of */
+}
+
 static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
 {
 	struct mc_store *s = (struct mc_store *)store;
@@ -369,14 +425,12 @@ static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req 
 			continue;
 		while (ask_next(s))
 			run(s, on_get);
-		for (unsigned i = 0; i < k; i++) {
-			bool lost = r[at + i].result != FM_STORE_OK;
-
-			for (unsigned c = 0; lost && c < s->copies[i]; c++)
-				lost = s->outcome[i][c] == MISSING || s->outcome[i][c] == GONE;
-			if (lost)
-				r[at + i].result = FM_STORE_LOST;
-		}
+		for (unsigned i = 0; i < k; i++)
+			if (r[at + i].result != FM_STORE_OK)
+				judge(s, i);
+		for (unsigned i = at; i < at + k; i++)
+			if (r[i].result == FM_STORE_LOST)
+				search(s, region, &r[i]);
 	}
 }
 

@@ -54,6 +54,8 @@ struct evictord {
 	/* A pass over all words, moving pages to the newest placement epoch. */
 	uint64_t pass_epoch;   /* 0: none runs */
 	uint64_t pass_left;    /* pages that could not be moved in it */
+	uint64_t pass_moved;   /* ... and those that were */
+	uint64_t pass_rest_ns; /* before the next one */
 	uint64_t move_next_ns; /* not before */
 };
 

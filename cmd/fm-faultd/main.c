@@ -296,6 +296,50 @@ static void check_features(struct faultd *d)
 			fm_die(FM_EXIT_FAILED, "kernel: lacks UFFD_FEATURE_%s: boot Linux 5.19 or newer", fm_uffd_feature_name(bit));
 }
 
+/* Note the tags of the epochs by which pages of a region are in the store. */
+static void note_tags(const struct fm_region_map *m, uint64_t tags[FM_EPOCH_TAGS / 64])
+{
+	off_t base = (off_t)m->hdr->words_offset, end = base + (off_t)m->pages * 8, data, hole = base;
+
+	while ((data = lseek(m->fd, hole, SEEK_DATA)) >= 0 && data < end) {
+		hole = lseek(m->fd, data, SEEK_HOLE);
+		if (hole < 0 || hole > end)
+			hole = end;
+		for (uint64_t p = (uint64_t)(data - base) / 8; p < (uint64_t)(hole - base) / 8; p++) {
+			uint64_t w = fm_ld(&m->words[p]);
+
+			if (w & FM_F_STORED || fm_word_state(w) == FM_REMOTE)
+				tags[fm_word_epoch(w) / 64] |= 1ull << (fm_word_epoch(w) % 64);
+		}
+	}
+}
+
+/* There are regions, but the table that says where their pages are was lost. */
+static void lost_table(struct faultd *d)
+{
+	uint64_t tags[FM_EPOCH_TAGS / 64] = {0}, *ids = NULL;
+	size_t n = 0;
+	int e = fm_shmfile_list(d->run_fd, &ids, &n);
+
+	if (e)
+		fm_die(FM_EXIT_FAILED, "%s: cannot read the run directory: %s", d->run_dir, strerror(-e));
+	for (size_t i = 0; i < n; i++) {
+		char name[FM_REGION_FILE_MAX];
+		struct fm_region_map m;
+
+		e = fm_shmfile_region_map(d->run_fd, fm_shmfile_region_name(ids[i], name), FM_SHMFILE_WORDS, &m, NULL);
+		if (e == -ENODATA || e == -EPROTO || e == -ENOENT)
+			continue; /* nobody can take it over */
+		if (e)
+			fm_die(FM_EXIT_FAILED, "%s/%s: cannot be read: %s", d->run_dir, name, strerror(-e));
+		note_tags(&m, tags);
+		fm_shmfile_region_unmap(&m);
+	}
+	free(ids);
+	fm_warn("%s/%s: is new, but there are regions: every server of the store is asked for their pages", d->run_dir, FM_DAEMON_STATE);
+	fm_cluster_avoid(&d->daemon->cluster, tags);
+}
+
 static void open_store(struct faultd *d)
 {
 	static char key_file[256];
@@ -309,6 +353,8 @@ static void open_store(struct faultd *d)
 			fm_die(FM_EXIT_USAGE, "--run-dir: %.60s...: too long for a key file below it: give --key-file", d->run_dir);
 		d->store_options.key_file = key_file;
 	}
+	if (regions && strncmp(d->store_uri, "memcached:", 10) == 0 && !atomic_load(&d->daemon->cluster.epoch_now))
+		lost_table(d);
 	/* A new key in its place would be the loss of every page that is away. */
 	if (regions && d->store_options.key_file && access(d->store_options.key_file, F_OK) < 0)
 		fm_die(FM_EXIT_FAILED, "--key-file: %s: %m: pages of %zu region%s in %s are sealed with it", d->store_options.key_file, regions,
@@ -319,7 +365,6 @@ static void open_store(struct faultd *d)
 	d->store_options.registry = members_wanted(d);
 	d->store_options.members = members_first(d);
 	d->store_options.cluster = &d->daemon->cluster;
-	atomic_store(&d->daemon->cluster.replicas, d->store_options.replicas);
 	e = fm_store_open(d->store_uri, &d->store_options, &d->store, why);
 	if (e)
 		fm_die(e == -EINVAL ? FM_EXIT_USAGE : strncmp(d->store_uri, "dir:", 4) == 0 ? FM_EXIT_FAILED : FM_EXIT_PEER,

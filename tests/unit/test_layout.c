@@ -129,7 +129,7 @@
 	F(fm_daemon_shm, store_limit_bytes, 728, 8) \
 	F(fm_daemon_shm, store_errors, 736, 8) \
 	F(fm_daemon_shm, store_servers, 744, 8) \
-	F(fm_daemon_shm, cluster, 768, 21808) \
+	F(fm_daemon_shm, cluster, 768, 21824) \
 	F(fm_daemon_shm, registry, 22592, 48) \
 	S(fm_daemon_shm, 22656) \
 	F(fm_registry_shm, configured, 0, 8) \
@@ -148,7 +148,10 @@
 	F(fm_cluster_shm, passes, 40, 8) \
 	F(fm_cluster_shm, server, 48, 21504) \
 	F(fm_cluster_shm, epoch, 21552, 256) \
-	S(fm_cluster_shm, 21808) \
+	F(fm_cluster_shm, reused, 21808, 4) \
+	F(fm_cluster_shm, replicas_before, 21812, 4) \
+	F(fm_cluster_shm, replicas_until, 21816, 8) \
+	S(fm_cluster_shm, 21824) \
 	F(fm_server_shm, address, 0, 128) \
 	F(fm_server_shm, sockaddr, 128, 128) \
 	F(fm_server_shm, sockaddr_len, 256, 4) \
