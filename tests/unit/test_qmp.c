@@ -92,7 +92,7 @@ static void refused(const char *name, const char *script, size_t len, bool hang_
 {
 	char why[FM_QMP_WHY] = "";
 	struct fm_qmp *q;
-	int pid, r = fm_qmp_open_fd(fake(script, len, hang_up, &pid), want == -ETIMEDOUT ? SHORT_MS : 10000, &q, why);
+	int pid, r = fm_qmp_open_fd(fake(script, len, hang_up, &pid), want == -ETIMEDOUT ? SHORT_MS : 60000, &q, why);
 
 	ok(r == want && !q, "%s: %d", name, r);
 	ok(strstr(why, words) != NULL, "... says '%s'", why);
