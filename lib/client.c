@@ -35,7 +35,24 @@ struct mapping {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
 static struct mapping *mappings;
+
+static void take_lock(void)
+{
+	pthread_mutex_lock(&lock);
+}
+
+static void leave_lock(void)
+{
+	pthread_mutex_unlock(&lock);
+}
+
+/* A child that is forked while another thread has the lock would find it locked for ever. */
+static void watch_forks(void)
+{
+	pthread_atfork(take_lock, leave_lock, leave_lock);
+}
 
 static size_t page_up(size_t n)
 {
@@ -190,6 +207,14 @@ static void unregister(const struct mapping *m)
 	close(ctl);
 }
 
+/* Nothing of it is mapped any more. */
+static void release(struct mapping *m)
+{
+	free(m->part);
+	free(m->run_dir);
+	free(m);
+}
+
 /* Undo what make_memory() and register_memory() did. The memory was never handed out: it may just go. */
 static void discard(struct mapping *m)
 {
@@ -199,8 +224,7 @@ static void discard(struct mapping *m)
 	close_fds(m);
 	if (m->id)
 		unregister(m);
-	free(m->run_dir);
-	free(m);
+	release(m);
 }
 
 void *fm_map(size_t length, const struct fm_options *o)
@@ -219,6 +243,7 @@ void *fm_map(size_t length, const struct fm_options *o)
 		strcpy(name, o->name);
 	else
 		default_name(name);
+	pthread_once(&once, watch_forks);
 	ctl = fm_ctl_connect(run_dir);
 	if (ctl < 0) {
 		errno = -ctl;
@@ -250,20 +275,34 @@ void *fm_map(size_t length, const struct fm_options *o)
 	return m->address;
 }
 
-/* Count pages that are given back, each once however often it is. Returns false without memory for that. */
-static bool count_part(struct mapping *m, size_t first, size_t n)
+/* Count pages that were given back, each once however often it is. */
+static void count_part(struct mapping *m, size_t first, size_t n)
 {
-	if (!m->part)
-		m->part = calloc(m->length / FM_PAGE_SIZE / 8 + 1, 1);
-	if (!m->part)
-		return false;
 	for (size_t p = first; p < first + n; p++) {
 		unsigned char bit = (unsigned char)(1u << (p % 8));
 
 		m->unmapped += !(m->part[p / 8] & bit);
 		m->part[p / 8] |= bit;
 	}
-	return true;
+}
+
+/* Forget the mapping of that id when all its parts have been given back. Returns it then, the caller's; else NULL. */
+static struct mapping *part_gone(uint64_t id, const char *a, size_t length)
+{
+	struct mapping **link, *m;
+
+	pthread_mutex_lock(&lock);
+	for (link = &mappings; (m = *link) && m->id != id; link = &m->next)
+		;
+	if (m) {
+		count_part(m, (size_t)(a - m->address) / FM_PAGE_SIZE, length / FM_PAGE_SIZE);
+		if (m->unmapped < m->length / FM_PAGE_SIZE)
+			m = NULL;
+		else
+			*link = m->next;
+	}
+	pthread_mutex_unlock(&lock);
+	return m;
 }
 
 int fm_unmap(void *address, size_t length)
@@ -282,24 +321,24 @@ int fm_unmap(void *address, size_t length)
 		return -1;
 	}
 	if (length < m->length) {
-		/* A part: its UNMAP event tells the daemon, which must be there to read it. */
-		if (!count_part(m, (size_t)(a - m->address) / FM_PAGE_SIZE, length / FM_PAGE_SIZE)) {
+		uint64_t id = m->id;
+
+		if (!m->part)
+			m->part = calloc(m->length / FM_PAGE_SIZE / 8 + 1, 1);
+		if (!m->part) {
 			pthread_mutex_unlock(&lock);
 			errno = ENOMEM;
 			return -1;
 		}
-		if (m->unmapped < m->length / FM_PAGE_SIZE)
-			m = NULL;
-		else
-			*link = m->next; /* the last part: forget it all */
 		pthread_mutex_unlock(&lock);
-		munmap(a, length);
+		/* A part: its UNMAP event tells the daemon, which must be there to read it. It may fail for want of mappings. */
+		if (munmap(a, length) < 0)
+			return -1;
+		m = part_gone(id, a, length);
 		if (m) {
 			unregister(m);
 			close_fds(m);
-			free(m->part);
-			free(m->run_dir);
-			free(m);
+			release(m);
 		}
 		return 0;
 	}
@@ -310,8 +349,6 @@ int fm_unmap(void *address, size_t length)
 	munmap(m->address, m->length);
 	close_fds(m);
 	unregister(m);
-	free(m->part);
-	free(m->run_dir);
-	free(m);
+	release(m);
 	return 0;
 }

@@ -31,7 +31,7 @@ struct fm_options {
  * daemon's /dev/userfaultfd may be used), EAGAIN (the daemon's registry is away: no new regions until it is back; or this
  * user has too many connections to it), EDQUOT (this user has too many regions, or too much far memory), ENOMEM, EMFILE, EPROTO (the daemon speaks another version).
  *
- * The memory is MADV_DONTFORK (a forked child does not have it: touching it there is SIGSEGV) and MADV_DONTDUMP.
+ * The memory is MADV_DONTFORK (a forked child does not have it: touching it there is SIGSEGV; it may map memory of its own) and MADV_DONTDUMP.
  * A page that is lost by every replica of the store raises SIGBUS when touched, never other bytes. MADV_REMOVE frees
  * pages (they read as zeros); after MADV_DONTNEED a page holds its old bytes or zeros. mremap() is supported for a whole
  * mapping only. Who reads into it with O_DIRECT (also by io_uring or aio) must say so by dma_grace_ms: such I/O writes behind the
@@ -43,7 +43,8 @@ void *fm_map(size_t length, const struct fm_options *options);
  * Give back memory from fm_map() and free its pages, here and in the store.
  *
  * address, length: a whole mapping, or a page-aligned part of one (length is rounded up to pages).
- * Returns 0, or -1 with errno: EINVAL (not memory of fm_map), ENOMEM (a part, and no memory to note that). No other thread may use the range meanwhile. Any thread.
+ * Returns 0, or -1 with errno: EINVAL (not memory of fm_map), ENOMEM (a part, and no memory to note that, or too many
+ * mappings: nothing was given back). No other thread may use the range meanwhile. Any thread.
  */
 int fm_unmap(void *address, size_t length);
 

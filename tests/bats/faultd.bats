@@ -308,6 +308,23 @@ blocks_at_most() {
 	[ "$(blocks_of "$FM_TMP/store")" -le "$1" ]
 }
 
+@test "fm_unmap of a part that the kernel refuses to cut out: -1 and ENOMEM, and the memory is as it was" {
+	start_faultd --local 8p
+	start_client map:a:64 fill:0:64:3 crowd must-fail:ENOMEM:unmap:10:1 check:0:64:3 unmap:0:64 say:done
+	client_says done
+	ends_well "$CLIENT_PID"
+	no_regions
+	stop_faultd
+}
+
+@test "libfm in a child that was forked while another thread was in libfm" {
+	start_faultd --local 64p
+	start_client map:a:16 forks:400 say:done
+	client_says done
+	ends_well "$CLIENT_PID"
+	stop_faultd
+}
+
 @test "munmap and MADV_REMOVE of a part free its pages, here and in the store" {
 	start_faultd --local 64p
 	start_client map:parts:1024 fill:0:1024:5 say:filled until:"$go" munmap:1000:24 remove:0:900 say:removed until:"$go.2" \

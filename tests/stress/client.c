@@ -12,6 +12,8 @@
  *   munmap:FIRST:N          munmap(2), behind libfm's back
  *   unmap:FIRST:N           fm_unmap
  *   nofile:N                RLIMIT_NOFILE
+ *   crowd                   so many mappings that none can be cut in two any more
+ *   forks:N                 N children, one after the other, while a thread maps and unmaps; each calls libfm and must come back
  *   exec                    become sleep(1)
  *   say:TEXT                a line to stdout
  *   until:FILE              wait until the file exists
@@ -20,6 +22,8 @@
  * Exit 0 when all was done and every word was right; 1 else, with a line on stderr.
  */
 #include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +31,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -90,6 +95,57 @@ static bool check(uint64_t first, uint64_t n, uint64_t tag)
 	return wrong == 0;
 }
 
+/* Each second page of a range gets a protection of its own, until the kernel has no mapping more for us. */
+static bool crowd(void)
+{
+	size_t bytes = 1ul << 32;
+	char *p = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	for (size_t at = PAGE; p != MAP_FAILED && at < bytes; at += 2ul * PAGE)
+		if (mprotect(p + at, PAGE, PROT_NONE) < 0)
+			return errno == ENOMEM;
+	return false;
+}
+
+static void *map_and_unmap(void *stop)
+{
+	const size_t all = 4ul << 30;
+
+	while (!atomic_load((atomic_bool *)stop)) {
+		char *p = fm_map(all, NULL);
+
+		if (!p || fm_unmap(p, all / 2) || fm_unmap(p, all)) {
+			perror("client: a thread that maps and unmaps");
+			exit(1);
+		}
+	}
+	return NULL;
+}
+
+static bool forks(uint64_t n)
+{
+	atomic_bool stop = false;
+	pthread_t thread;
+	int status = 0;
+
+	if (pthread_create(&thread, NULL, map_and_unmap, &stop))
+		return false;
+	for (uint64_t i = 0; i < n && status == 0; i++) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			alarm(20);
+			_exit(fm_unmap(&stop, PAGE) == 0 || errno != EINVAL);
+		}
+		if (child < 0 || waitpid(child, &status, 0) < 0)
+			return false;
+	}
+	atomic_store(&stop, true);
+	pthread_join(thread, NULL);
+	errno = EDEADLK;
+	return status == 0;
+}
+
 static bool step(char *text)
 {
 	static const struct timespec nap = {.tv_nsec = 10000000};
@@ -142,6 +198,10 @@ static bool step(char *text)
 		return fm_unmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
 	if (strcmp(a[0], "nofile") == 0)
 		return setrlimit(RLIMIT_NOFILE, &(struct rlimit){n[0], n[0]}) == 0;
+	if (strcmp(a[0], "crowd") == 0)
+		return crowd();
+	if (strcmp(a[0], "forks") == 0)
+		return forks(n[0]);
 	if (strcmp(a[0], "exec") == 0)
 		return execlp("sleep", "sleep", "600", (char *)NULL) == 0;
 	fprintf(stderr, "client: %s: no such step\n", text);
