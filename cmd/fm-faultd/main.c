@@ -205,6 +205,8 @@ static void lock_run_dir(struct faultd *d)
 {
 	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
+	/* The modes of the run directory and its files are an interface: INTERFACES.md. */
+	umask(0027);
 	if (mkdir(d->run_dir, 0750) < 0 && errno != EEXIST)
 		fm_die(FM_EXIT_FAILED, "%s: cannot make the run directory: %m", d->run_dir);
 	d->run_fd = open(d->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
