@@ -122,10 +122,12 @@ void region_detach(struct faultd *d, struct conn *c, struct region *r)
 	/* Before the message: the evictor looks at it for each batch from then on. */
 	atomic_fetch_or(&r->map.hdr->flags, FM_REGION_DETACHING);
 	fm_info("region %016llx: coming home, %llu pages", id_of(r), (unsigned long long)fm_ld(&r->map.hdr->remote));
-	if (r->told_evictor && d->evictor && !d->evictor->dead)
+	if (r->told_evictor && d->evictor && !d->evictor->dead) {
+		r->holds++;
 		conn_reply(d->evictor, FM_CTL_REGION_HOLD, &m, NULL, 0); /* region_detach_held() when it answers, or is lost */
-	else if (!d->evictor)
+	} else if (!d->evictor) {
 		region_detach_held(d, r); /* and when it is about to be taken for lost, then */
+	}
 }
 
 void region_detach_held(struct faultd *d, struct region *r)

@@ -176,13 +176,17 @@ void evictor_lost(struct faultd *d)
 {
 	pid_t pid = atomic_exchange(&d->daemon->evictor_pid, 0);
 	struct region *next;
+	int e;
 
 	atomic_store(&d->hold, d->spawn_evictor);
 	/* Its connection is closed, perhaps by us: it must be dead before anything of it is mended. */
-	if (evictor_exclude(d, pid))
-		fm_warn("fm-evict: cannot be ended: %m");
+	e = evictor_exclude(d, pid);
+	if (e)
+		fm_die(FM_EXIT_FAILED, "fm-evict: pid %d outlived its connection and cannot be ended: %s: no fm-faultd may go on beside it", pid,
+		       strerror(-e));
 	for (struct region *r = d->regions; r; r = next) {
 		next = r->next;
+		r->holds = 0;
 		if (!r->told_evictor)
 			continue;
 		r->told_evictor = false;
@@ -223,40 +227,41 @@ void evictor_reap(struct faultd *d)
 
 int evictor_exclude(struct faultd *d, pid_t only)
 {
+	struct timespec nap = {.tv_nsec = 1000000};
+
 	/* The evictor holds a lock on evict.lock as long as it lives. F_GETLK tells its pid; asked once more after the pidfd is there, it
 	 * says that the pidfd is the holder's. */
-	for (;;) {
+	for (unsigned tries = 0;;) {
 		struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET}, again = l;
-		int fd = openat(d->run_fd, "evict.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0640), pidfd, e;
+		int pidfd, e = 0;
 		struct pollfd p;
 
-		if (fd < 0)
+		if (fcntl(d->evict_lock_fd, F_GETLK, &l) < 0)
 			return -errno;
-		e = fcntl(fd, F_GETLK, &l) < 0 ? errno : 0;
-		if (e == 0 && l.l_type != F_UNLCK && l.l_pid <= 0)
-			e = ESRCH; /* in a pid namespace that we do not see */
-		pidfd = e || l.l_type == F_UNLCK ? -1 : (int)syscall(SYS_pidfd_open, l.l_pid, 0);
-		if (pidfd >= 0 && fcntl(fd, F_GETLK, &again) < 0)
-			e = errno;
-		close(fd);
-		if (e || l.l_type == F_UNLCK || (only && l.l_pid != only)) {
-			if (pidfd >= 0)
-				close(pidfd);
-			errno = e;
-			return -e;
+		if (l.l_type == F_UNLCK || (only && l.l_pid != only))
+			return 0;
+		if (l.l_pid <= 0)
+			return -ESRCH; /* in a pid namespace that we do not see */
+		pidfd = (int)syscall(SYS_pidfd_open, l.l_pid, 0);
+		if (pidfd < 0) {
+			/* It ended just now; or what is short, descriptors or memory, may be had in a moment. */
+			if (errno != ESRCH && ++tries > 5000)
+				return -errno;
+			nanosleep(&nap, NULL);
+			continue;
 		}
-		if (pidfd < 0)
-			continue; /* it ended just now */
-		if (again.l_type != F_UNLCK && again.l_pid == l.l_pid) {
+		if (fcntl(d->evict_lock_fd, F_GETLK, &again) < 0)
+			e = errno;
+		if (e == 0 && again.l_type != F_UNLCK && again.l_pid == l.l_pid) {
 			fm_info("fm-evict of pid %d outlived its connection: ended", l.l_pid);
-			if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0 && errno != ESRCH) {
+			if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0 && errno != ESRCH)
 				e = errno;
-				close(pidfd);
-				return -e;
-			}
 			p = (struct pollfd){.fd = pidfd, .events = POLLIN};
-			poll(&p, 1, 5000);
+			if (e == 0)
+				poll(&p, 1, 5000);
 		}
 		close(pidfd);
+		if (e)
+			return -e;
 	}
 }

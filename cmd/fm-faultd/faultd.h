@@ -62,6 +62,7 @@ struct region {
 	struct fm_uffd uffd[FM_MAX_SHARDS];    /* the evictor's copies are made from these; owned by the shards */
 	uint32_t told_evictor;                 /* the evictor has it, and must say REGION_GONE before it can be freed */
 	enum detach detach;
+	unsigned holds;        /* REGION_HOLD messages that the evictor has not answered */
 	atomic_bool unbounded; /* no budget holds for it, and it is not in daemon->resident; changed while its shards are paused */
 	bool asked;            /* all shards know what is asked of them */
 	bool moved;            /* a part of it, by mremap() */
@@ -102,6 +103,7 @@ struct faultd {
 	/* state */
 	int run_fd;  /* run directory */
 	int lock_fd; /* daemon.lock */
+	int evict_lock_fd; /* evict.lock, open at all times: to look at it must not want for a descriptor */
 	int epoll_fd, listen_fd, signal_fd, timer_fd, news_fd;
 	int evict_fd; /* eventfd that wakes the evictor */
 	struct fm_daemon_shm *daemon;
@@ -132,6 +134,8 @@ void server_close(struct faultd *d);
 /* Answer and close helpers. text: "what: why". */
 void conn_error(struct conn *c, int error, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 void conn_reply(struct conn *c, unsigned type, const void *body, const int *fds, unsigned nfds);
+/* Has the peer closed its end? It may have done so long after it asked: when we were stopped. */
+bool conn_hung_up(const struct conn *c);
 int watch_add(struct faultd *d, int fd, struct watch *w);
 
 /* register.c: register from a REGISTER message; takes the descriptors it needs out of c->fds. Answers c. */

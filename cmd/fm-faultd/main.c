@@ -215,6 +215,9 @@ static void lock_run_dir(struct faultd *d)
 	d->lock_fd = openat(d->run_fd, FM_DAEMON_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
 	if (d->lock_fd < 0)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot open: %m", d->run_dir, FM_DAEMON_LOCK);
+	d->evict_lock_fd = openat(d->run_fd, "evict.lock", O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+	if (d->evict_lock_fd < 0)
+		fm_die(FM_EXIT_FAILED, "%s/evict.lock: cannot open: %m", d->run_dir);
 	if (fcntl(d->lock_fd, F_SETLK, &l) == 0)
 		return;
 	if (d->take_over) {

@@ -321,6 +321,14 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	/* It counts from here: if we die now, the next fm-faultd takes it over. */
 	__atomic_store_n(&r->map.hdr->magic, FM_MAGIC_REGION, __ATOMIC_SEQ_CST);
 	FM_CRASH_POINT("register-counts");
+	/*
+	 * Who does not wait for the answer any more may have closed its own userfaultfds, and then ours would be the last: not to be served. It looks
+	 * for the file after it has closed the connection, and so finds it, or is seen to be gone here.
+	 */
+	if (conn_hung_up(c)) {
+		conn_error(c, EPIPE, "client: did not wait for the answer");
+		goto uncount;
+	}
 	e = region_start_shards(d, r, store_why);
 	if (e) {
 		conn_error(c, -e, "%s", store_why);

@@ -44,6 +44,13 @@ void conn_reply(struct conn *c, unsigned type, const void *body, const int *fds,
 		c->dead = true;
 }
 
+bool conn_hung_up(const struct conn *c)
+{
+	struct pollfd p = {.fd = c->fd, .events = POLLRDHUP};
+
+	return c->dead || poll(&p, 1, 0) != 0;
+}
+
 void conn_error(struct conn *c, int error, const char *fmt, ...)
 {
 	struct fm_ctl_error e = {.error = error};
@@ -205,7 +212,10 @@ static void on_held(struct faultd *d, const struct fm_ctl_region *m)
 {
 	struct region *r = region_find(d, m->id);
 
-	if (r && !r->ending)
+	if (!r || !r->holds)
+		return;
+	/* One for an earlier request, which went away, says nothing of the batches that began since. */
+	if (--r->holds == 0 && !r->ending)
 		region_detach_held(d, r);
 }
 

@@ -141,6 +141,8 @@ int far_register(int ctl, struct vm *vm, const char *run_dir, const char *backen
 		*id = region.id;
 		return FM_EXIT_OK;
 	}
+	if (!*why)
+		shutdown(ctl, SHUT_RDWR); /* before looking: it gives up a region whose requester is gone */
 	if (!*why && registered_after_all(vm, run_dir, backend, m, u)) {
 		fm_warn("fm-faultd: it ended while it took over %s, which waits for the next fm-faultd now: start one", backend);
 		*id = 0;

@@ -128,6 +128,13 @@ detaching_or_gone() {
 	stop_faultd
 }
 
+@test "an evictor's answer to a request that went away does not count for the next one" {
+	start_faultd -v --no-evictor
+	timeout 60 python3 "$BATS_TEST_DIRNAME/peer.py" "$FM_RUN_DIR/fm.sock" holds 3>&-
+	wait_for 10 no_regions
+	stop_faultd
+}
+
 @test "no room: refused with what is missing, and nothing changes" {
 	local dir=/sys/fs/cgroup/memory before missing
 	[ -w "$dir/cgroup.procs" ] || skip "no memory cgroup of version 1"

@@ -256,6 +256,14 @@ one_cycle() {
 	client_says "did$1"
 }
 
+# The daemon must know that it is dead before anything of it is mended, and has no descriptor to spare to find out.
+@test "an evictor that closes its connection and lives on is ended, also by a daemon that is out of descriptors" {
+	start_faultd -v --no-evictor
+	timeout 60 python3 "$BATS_TEST_DIRNAME/peer.py" "$FM_RUN_DIR/fm.sock" clings "$FAULTD_PID" "$FM_RUN_DIR/evict.lock" 3>&-
+	grep -q 'outlived its connection: ended$' "$FM_TMP/faultd.log"
+	stop_faultd
+}
+
 @test "pages that are written after they were read come writable after a while; read-only ones are protected again" {
 	local i before steps=()
 	start_faultd --shards 1

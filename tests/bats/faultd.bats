@@ -392,6 +392,37 @@ blocks_at_most() {
 	stop_faultd
 }
 
+# Its own userfaultfd is closed: ours would be the last one, and with us the pages that are away would go.
+@test "who leaves before his registration is served, and lives on, has none" {
+	start_faultd -v
+	timeout 60 python3 "$BATS_TEST_DIRNAME/peer.py" "$sock" leaves "$FAULTD_PID" > "$FM_TMP/out" 3>&-
+	cat "$FM_TMP/out"
+	[ "$(cat "$FM_TMP/out")" = 'bytes' ]
+	no_regions
+	grep -q 'client: did not wait for the answer$' "$FM_TMP/faultd.log"
+	[ "$("$FM_BIN/fm-stat" -j | jq .daemon.resident_pages)" -eq 0 ]
+	serves
+	stop_faultd
+}
+
+@test "the modes of the run directory and its files do not depend on the umask" {
+	local mask
+	for mask in 000 077; do
+		rm -rf "$FM_RUN_DIR"
+		umask "$mask"
+		start_faultd
+		umask 022
+		start_client map:a:16 fill:0:16:1 say:filled until:"$go"
+		client_says filled
+		wait_for 10 test -e "$FM_RUN_DIR/evict.lock"
+		(cd "$FM_RUN_DIR" && stat -c '%a %n' . ./*) | sed 's/region-.*\.state/region/' > "$FM_TMP/modes"
+		cat "$FM_TMP/modes"
+		[ "$(cat "$FM_TMP/modes")" = $'750 .\n640 ./daemon.lock\n640 ./daemon.state\n640 ./evict.lock\n660 ./fm.sock\n640 ./region' ]
+		kill "$CLIENT_PID"
+		stop_faultd
+	done
+}
+
 @test "garbage, truncated, oversized and torn messages on fm.sock" {
 	requires python3 || skip "no python3"
 	start_faultd

@@ -8,11 +8,17 @@
    peer.py SOCKET flood              HELLOs whose answers nobody reads, until it is thrown out
    peer.py SOCKET device             DEVICE; prints `lent` or the error
    peer.py SOCKET others PID REGION  act on what is others': one line for each try, NAME: answer
+   peer.py SOCKET leaves PID         REGISTER while fm-faultd of that pid is stopped, and leave before it goes on; then use the memory
+   peer.py SOCKET holds              be the evictor, which answers the HOLD of a request that went away when there is another
+   peer.py SOCKET clings PID LOCK    an evictor that closes its connection and keeps its lock, when fm-faultd has no descriptors left;
+                                     succeeds when it is killed
 """
 import ctypes
+import fcntl
 import mmap
 import os
 import random
+import resource
 import signal
 import socket
 import struct
@@ -307,4 +313,88 @@ def others():
             print(name + ":", verdict(s), flush=True)
 
 
-{"others": others, "registers": registers, "half": half, "random": fuzz, "many": many, "slow": slow, "flood": flood, "device": device}[sys.argv[2]]()
+def leaves():
+    pid, m = int(sys.argv[3]), Memory()
+    s = connect()
+    os.kill(pid, signal.SIGSTOP)
+    socket.send_fds(s, [header(REGISTER, 240, 2) + m.body()], m.fds())
+    s.close()
+    os.close(m.uffd)
+    os.kill(pid, signal.SIGCONT)
+    with connect() as other:  # answered after that was looked at
+        other.sendall(header(HELLO, 8) + struct.pack("<Q", 1))
+        reply(other)
+    m.map[0:5] = b"bytes"
+    print(m.map[0:5].decode())
+
+
+def holds():
+    run = os.path.dirname(sys.argv[1])
+    m, client, evictor = Memory(), connect(), connect()
+    socket.send_fds(client, [header(REGISTER, 240, 2) + m.body(kind=2)], m.fds())
+    region = struct.unpack("<Q", reply(client)[1])[0]
+    evictor.sendall(header(EVICTOR, 0))
+    assert [reply(evictor)[0] for _ in range(2)] == [13, 14]
+
+    def flags():
+        try:
+            with open("%s/region-%016x.state" % (run, region), "rb") as f:
+                return struct.unpack_from("<Q", f.read(280), 272)[0]
+        except FileNotFoundError:
+            return None
+
+    def detach():
+        s = connect()
+        s.sendall(header(17, 8) + struct.pack("<Q", region))
+        assert reply(evictor)[0] == 20
+        return s
+
+    def held():
+        evictor.sendall(header(21, 8) + struct.pack("<Q", region))
+    detach().close()
+    while flags() != 0:  # it goes back
+        time.sleep(0.01)
+    second = detach()
+    held()
+    # Answered in turn, and after the answer that we sent was looked at.
+    for _ in range(20):
+        with connect() as s:
+            s.sendall(header(HELLO, 8) + struct.pack("<Q", 1))
+            assert reply(s)[0] == HELLO_OK
+        assert flags() == 8, flags()
+        time.sleep(0.01)
+    held()
+    while not (flags() or 16) & 4:  # home, and ended: an evictor forgets it
+        time.sleep(0.01)
+    evictor.sendall(header(16, 8) + struct.pack("<Q", region))
+    assert reply(second)[0] == OK
+
+
+def clings():
+    pid, child = int(sys.argv[3]), os.fork()
+    if child == 0:
+        lock = os.open(sys.argv[4], os.O_RDWR | os.O_CREAT, 0o640)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        s = connect()
+        s.sendall(header(EVICTOR, 0))
+        assert reply(s)[0] == 13
+        os.kill(os.getpid(), signal.SIGSTOP)
+        s.close()
+        time.sleep(60)
+        os._exit(1)
+    os.waitpid(child, os.WUNTRACED)
+    used = [int(n) for n in os.listdir("/proc/%d/fd" % pid)]
+    limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(used) + 1, limit[1]))
+    kept = [connect() for _ in range(max(used) + 1 - len(used))]
+    while len(os.listdir("/proc/%d/fd" % pid)) <= max(used):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGCONT)
+    status = os.waitpid(child, 0)[1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+    for s in kept:
+        s.close()
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, status
+
+
+{"leaves": leaves, "holds": holds, "clings": clings, "others": others, "registers": registers, "half": half, "random": fuzz, "many": many, "slow": slow, "flood": flood, "device": device}[sys.argv[2]]()
