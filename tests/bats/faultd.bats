@@ -310,8 +310,8 @@ blocks_at_most() {
 
 @test "fm_unmap of a part that the kernel refuses to cut out: -1 and ENOMEM, and the memory is as it was" {
 	start_faultd --local 8p
-	start_client map:a:64 fill:0:64:3 crowd must-fail:ENOMEM:unmap:10:1 check:0:64:3 unmap:0:64 say:done
-	client_says done
+	start_client map:a:64 fill:0:64:3 crowd must-fail:ENOMEM:unmap:10:1 check:0:64:3 unmap:0:64 say:all
+	client_says all
 	ends_well "$CLIENT_PID"
 	no_regions
 	stop_faultd
@@ -319,8 +319,8 @@ blocks_at_most() {
 
 @test "libfm in a child that was forked while another thread was in libfm" {
 	start_faultd --local 64p
-	start_client map:a:16 forks:400 say:done
-	client_says done
+	start_client map:a:16 forks:400 say:all
+	client_says all
 	ends_well "$CLIENT_PID"
 	stop_faultd
 }
