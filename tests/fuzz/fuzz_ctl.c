@@ -33,6 +33,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	d.local_pages = FM_LIMIT_NONE;
 	d.shards = 4;
 	d.run_fd = memfd_create("no directory", MFD_CLOEXEC); /* files below it cannot be made */
+	d.evict_lock_fd = d.run_fd; /* and nobody holds a lock on it */
 	d.daemon_fd = memfd_create("daemon.state", MFD_CLOEXEC);
 	d.daemon = calloc(1, sizeof *d.daemon + 64);
 	d.daemon = (struct fm_daemon_shm *)(((uintptr_t)d.daemon + 63) & ~(uintptr_t)63);
