@@ -68,6 +68,8 @@ void fm_evict_recover(const struct fm_region_map *m, int memfd)
 					 FM_PAGE_SIZE) < 0 &&
 			       errno == EINTR)
 				;
+			/* The dead one may have counted it or not: too high is put right by a count, too low is not. */
+			atomic_fetch_add(&m->hdr->remote, 1);
 			do {
 				w = atomic_load(&m->words[page]);
 				nw = fm_word_to(w, w & (FM_F_ZERO | FM_F_DISCARD) ? FM_EMPTY : FM_REMOTE,
@@ -77,57 +79,4 @@ void fm_evict_recover(const struct fm_region_map *m, int memfd)
 		atomic_store(&m->hdr->evict_inflight[k], 0);
 		FM_CRASH_POINT("mend-unnamed");
 	}
-}
-
-/* Words of a run of the state file, by read(2): mapping them in page by page would take longer than looking at them. */
-static void count_words(int fd, off_t at, off_t end, uint64_t *resident, uint64_t *remote)
-{
-	static _Alignas(64) uint64_t buf[32768];
-	/* A bit for each state, BUSY left out. */
-	const unsigned here = 1u << FM_DIRTY | 1u << FM_CLEAN | 1u << FM_WRITEBACK | 1u << FM_DROPPING, away = 1u << FM_REMOTE;
-
-	while (at < end) {
-		size_t want = (size_t)(end - at) < sizeof buf ? (size_t)(end - at) : sizeof buf;
-		ssize_t n = pread(fd, buf, want, at);
-		uint64_t a = 0, b = 0;
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < (ssize_t)sizeof buf[0])
-			return;
-		for (size_t k = 0; k < (size_t)n / sizeof buf[0]; k++) {
-			uint64_t w = buf[k];
-
-			a += here >> (w & FM_PS_MASK) & 1;
-			b += away >> (w & FM_PS_MASK) & 1;
-			if (fm_word_state(w) == FM_BUSY)
-				a += fm_word_is_resident(w);
-		}
-		*resident += a;
-		*remote += b;
-		at += n / (ssize_t)sizeof buf[0] * (ssize_t)sizeof buf[0];
-	}
-}
-
-int64_t fm_region_recount(const struct fm_region_map *m)
-{
-	off_t base = (off_t)m->hdr->words_offset, end = base + (off_t)m->pages * 8, at = base;
-	uint64_t resident = 0, remote = 0, before = fm_ld(&m->hdr->resident);
-
-	while (at < end) {
-		off_t data = lseek(m->fd, at, SEEK_DATA), hole;
-
-		if (data < 0 || data >= end)
-			break;
-		hole = lseek(m->fd, data, SEEK_HOLE);
-		if (hole < 0 || hole > end)
-			hole = end;
-		count_words(m->fd, data, hole, &resident, &remote);
-		at = hole;
-	}
-	FM_CRASH_POINT("recount-counted");
-	atomic_store(&m->hdr->resident, resident);
-	FM_CRASH_POINT("recount-resident");
-	atomic_store(&m->hdr->remote, remote);
-	return (int64_t)(resident - before);
 }

@@ -310,10 +310,10 @@ static void *shard_main(void *arg)
 	while (!atomic_load(&s->stop)) {
 		/* Read before serving: room made from here on is seen by the wait. */
 		uint32_t room_seq = atomic_load(&s->o.daemon->room_seq);
-		bool events, home;
+		bool events, home, counting = shard_counts(s);
 
 		shard_home_see(s);
-		events = wait_event(s, s->npending || left == DISCARD_MORE || shard_home_busy(s) ? 0 : left == DISCARD_LATER ? 20 : -1);
+		events = wait_event(s, s->npending || left == DISCARD_MORE || shard_home_busy(s) || counting ? 0 : left == DISCARD_LATER ? 20 : -1);
 		pthread_mutex_lock(&s->turn);
 		if (events)
 			read_events(s);
@@ -323,7 +323,10 @@ static void *shard_main(void *arg)
 			serve(s);
 			check_marks(s);
 		}
+		counting = shard_count_some(s, events || s->npending);
 		pthread_mutex_unlock(&s->turn);
+		if (counting)
+			continue;
 		if (s->npending && left != DISCARD_MORE)
 			wait_a_little(s, room_seq);
 		else if (home)
@@ -365,6 +368,12 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	}
 	fm_prefetch_init(&s->prefetch);
 	pthread_mutex_init(&s->turn, NULL);
+	if (o->count && fm_shard_count(s)) {
+		pthread_mutex_destroy(&s->turn);
+		free(s->buf);
+		free(s);
+		return -ENOMEM;
+	}
 	note_old_events(s);
 	atomic_store(&s->shm->reading, 0); /* a daemon before us may have died there */
 	/* A slow server must not keep events unread. */
@@ -382,6 +391,7 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	pthread_attr_destroy(&attr);
 	if (r) {
 		pthread_mutex_destroy(&s->turn);
+		free(s->count.seen);
 		free(s->buf);
 		free(s);
 		return -r;
@@ -404,6 +414,7 @@ void fm_shard_stop(struct fm_shard *s)
 	pthread_mutex_destroy(&s->turn);
 	close(s->o.uffd.fd);
 	fm_store_close(s->o.store);
+	free(s->count.seen);
 	free(s->buf);
 	free(s);
 }

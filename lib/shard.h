@@ -23,6 +23,7 @@ enum fm_shard_news {
 	FM_SHARD_LOST = 1 << 4,       /* a page was lost */
 	FM_SHARD_HOME = 1 << 5,       /* fm_shard_home(FM_HOME_FETCH): no page of it is in the store alone any more */
 	FM_SHARD_LEFT = 1 << 6,       /* fm_shard_home(FM_HOME_LEAVE): its range is unregistered, and no event is left unread */
+	FM_SHARD_COUNTED = 1 << 7,    /* fm_shard_count(): done */
 };
 
 struct fm_shard_options {
@@ -36,6 +37,7 @@ struct fm_shard_options {
 	int news_eventfd;                /* written when there are news; stays the caller's */
 	const atomic_bool *hold;         /* are fills held back above the hard mark? false while nobody evicts */
 	const atomic_bool *unbounded;    /* no budget holds for this region, nor is it counted in the daemon's; changed while paused */
+	bool count;                      /* fm_shard_count() before anything else */
 };
 
 struct fm_shard;
@@ -86,14 +88,31 @@ void fm_shard_recover(const struct fm_region_map *m, int memfd);
 
 /*
  * Mend a region after its evictor died: WRITEBACK -> DIRTY; DROPPING -> DIRTY when it was not punched, else REMOTE or EMPTY. No evictor may run;
- * shards may be paused or not there. The caller wakes the waiters of the range afterwards.
+ * shards may be paused or not there. The caller wakes the waiters of the range afterwards. The region's counters are too high then, never too
+ * low: see fm_shard_count().
  */
 void fm_evict_recover(const struct fm_region_map *m, int memfd);
 
+/* Pages by what their words say. */
+struct fm_count {
+	uint64_t resident; /* in a resident state, or BUSY from one */
+	uint64_t remote;   /* REMOTE */
+};
+
+/* Add the pages [first, end) of the region to *c; fills no hole of the file. Returns 0, or -errno of reading it. Any thread. */
+int fm_count_words(const struct fm_region_map *m, uint64_t first, uint64_t end, struct fm_count *c);
+
 /*
- * Count resident and remote pages anew from the words, into the header; touches no hole of the file. Nothing of the region may
- * run. One thread at a time. Returns resident after minus before, for the daemon's own sum.
+ * Have the shard count its pages as they are now, in between serving faults (which are not held up by it); it tells FM_SHARD_COUNTED. From now until
+ * then nobody else may change the class of a page: the region is marked FM_REGION_COUNTING for the evictor. The shard is paused. Begins
+ * anew when it counts already. Returns 0 or -ENOMEM.
  */
-int64_t fm_region_recount(const struct fm_region_map *m);
+int fm_shard_count(struct fm_shard *s);
+
+/* Has it begun? Call again until it has: it may sleep, and is woken by this. The thread that made the shard. */
+bool fm_shard_count_begun(struct fm_shard *s);
+
+/* Is it done? Returns 1 and adds what it counted to *sum; 0: not yet; -errno: the state file cannot be read. The thread that made the shard. */
+int fm_shard_counted(const struct fm_shard *s, struct fm_count *sum);
 
 #endif

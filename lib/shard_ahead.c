@@ -40,6 +40,8 @@ static enum step take_ahead(struct fm_shard *s, uint32_t page, enum fill_source 
 	if (state != (source == FILL_ZERO ? FM_EMPTY : FM_REMOTE) || s->nfill == FM_FILL || shard_is_discarding(s->shm, page) ||
 	    !shard_reserve(s))
 		return STEP_END;
+	if (shard_counts(s))
+		shard_count_page(s, page);
 	busy = fm_word_busy(w, state);
 	/* Named before it is ours: see fm_shard_recover(). */
 	atomic_store(&s->shm->inflight[s->nfill], page + 1);

@@ -45,6 +45,8 @@ static bool discard_one(struct fm_shard *s, uint32_t page, uint64_t w, enum how 
 	uint64_t offset = s->o.map->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE;
 	bool keep = false;
 
+	if (shard_counts(s))
+		shard_count_page(s, page);
 	shard_single_begin(s, page);
 	FM_CRASH_POINT("discard-named");
 	if (!fm_page_cas(&s->words[page], w, busy)) {

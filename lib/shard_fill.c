@@ -208,6 +208,8 @@ bool shard_take(struct fm_shard *s, const struct pending *p)
 		switch (fm_word_state(w)) {
 		case FM_EMPTY:
 		case FM_REMOTE:
+			if (shard_counts(s))
+				shard_count_page(s, p->page);
 			if (!shard_reserve(s)) {
 				if (!s->waits_room)
 					fm_bump(&s->stats->held, 1);

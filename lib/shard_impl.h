@@ -41,6 +41,15 @@ struct fill {
 	uint64_t t0_ns;
 };
 
+/* Counting the shard's pages anew: see shard_count.c. Begun by the maker while the shard is paused; the rest is the shard's. */
+struct shard_count {
+	atomic_bool on, begun, done;
+	bool failed;          /* the state file could not be read */
+	uint64_t at;          /* next piece of the words */
+	uint64_t *seen;       /* a bit for each piece that was counted; NULL: never needed */
+	struct fm_count sum;
+};
+
 struct fm_shard {
 	struct fm_shard_options o;
 	struct fm_shard_shm *shm;
@@ -66,6 +75,7 @@ struct fm_shard {
 	uint64_t home_at;    /* next word of the pass, of the region */
 	bool home_found;     /* the pass has found a page that is away */
 	bool home_refused;   /* the kernel does not unregister it: said */
+	struct shard_count count;
 	unsigned char *buf;  /* FM_FILL pages */
 };
 
@@ -97,6 +107,15 @@ bool shard_home_some(struct fm_shard *s, enum discard_left left);
 /* Take note of what is asked; is there something of it to do? */
 void shard_home_see(struct fm_shard *s);
 bool shard_home_busy(const struct fm_shard *s);
+
+static inline bool shard_counts(const struct fm_shard *s)
+{
+	return atomic_load_explicit(&s->count.on, memory_order_relaxed);
+}
+/* While shard_counts(): before a page's state is changed. shard_count.c. */
+void shard_count_page(struct fm_shard *s, uint32_t page);
+/* Count some; busy: there are faults to serve. Returns whether to come again without waiting. */
+bool shard_count_some(struct fm_shard *s, bool busy);
 
 /* Publish a page that is ours: nobody else changes a BUSY word, so the swap cannot fail. */
 void shard_publish(struct fm_shard *s, uint32_t page, uint64_t from, uint64_t to);

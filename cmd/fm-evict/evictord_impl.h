@@ -61,6 +61,8 @@ struct evictord {
 
 /* regions.c. The region of that id, or NULL. */
 struct slot *evictord_find(const struct evictord *d, uint64_t id);
+/* Does fm-faultd count it anew just now? That takes some ms. */
+bool evictord_is_counting(const struct slot *s);
 /* May pages be taken from it? */
 bool evictord_can_evict(const struct slot *s);
 /* Receive one message of fm-faultd, and do what it says. Sets d->eof at the end of the connection. */

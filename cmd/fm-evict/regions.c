@@ -91,9 +91,14 @@ static void del_region(struct evictord *d, const struct fm_ctl_region *m)
 		forget_region(d, m->id);
 }
 
+bool evictord_is_counting(const struct slot *s)
+{
+	return atomic_load(&s->r.map.hdr->flags) & FM_REGION_COUNTING;
+}
+
 bool evictord_can_evict(const struct slot *s)
 {
-	return !s->purging && !s->r.gone && !(fm_ld(&s->r.map.hdr->flags) & FM_REGION_DETACHING);
+	return !s->purging && !s->r.gone && !(fm_ld(&s->r.map.hdr->flags) & FM_REGION_DETACHING) && !evictord_is_counting(s);
 }
 
 /* fm-faultd brings the region home. Its keys are still deleted and moved; but from here on no page of it is ours. */

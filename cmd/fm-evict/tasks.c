@@ -74,6 +74,10 @@ bool evictord_tasks(struct evictord *d, uint64_t now, bool *moved)
 		unsigned n = 0;
 
 		next = t->next;
+		if (s && !s->purging && !s->r.gone && evictord_is_counting(s)) {
+			left = true;
+			continue;
+		}
 		if (s && evictord_can_evict(s) && now < s->r.stalled_until_ns) {
 			left = true; /* the store refused a moment ago: that it is not asked again yet is no failure of this request */
 			continue;

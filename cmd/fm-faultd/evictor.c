@@ -143,9 +143,10 @@ static bool owned_pages(const struct region *r)
 	return false;
 }
 
-/* Put right what a dead evictor left, while all shards hold still, and count anew. */
+/* Put right what a dead evictor left, while all shards hold still. */
 static void mend_all(struct faultd *d)
 {
+	struct timespec nap = {.tv_nsec = 200000};
 	uint64_t total = 0;
 
 	for (struct region *r = d->regions; r; r = r->next)
@@ -157,7 +158,7 @@ static void mend_all(struct faultd *d)
 		FM_CRASH_POINT("mend-paused");
 		if (owned_pages(r)) {
 			fm_evict_recover(&r->map, r->memfd);
-			fm_region_recount(&r->map);
+			region_count_paused(d, r);
 		}
 		total += atomic_load(&r->unbounded) ? 0 : fm_ld(&r->map.hdr->resident);
 	}
@@ -170,6 +171,10 @@ static void mend_all(struct faultd *d)
 			/* Faults that ran into a DROPPING page wait for a wake that never came. */
 			fm_uffd_wake(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
 		}
+	/* Nothing is evicted of a region until it is counted; what does not begin now (it waits for a slow store) is looked at each second. */
+	for (struct region *r = d->regions; r; r = r->next)
+		for (int tries = 0; !r->ending && tries < 50 && !region_count_begun(r); tries++)
+			nanosleep(&nap, NULL);
 }
 
 void evictor_lost(struct faultd *d)

@@ -66,6 +66,8 @@ struct region {
 	atomic_bool unbounded; /* no budget holds for it, and it is not in daemon->resident; changed while its shards are paused */
 	bool asked;            /* all shards know what is asked of them */
 	bool moved;            /* a part of it, by mremap() */
+	bool counting;          /* FM_REGION_COUNTING */
+	struct fm_count before; /* ... its counters when that began */
 	bool look_again; /* some of it was unmapped: is any left? */
 	bool ending; /* nothing is served any more; it waits for the evictor to let go of it, or to delete its keys */
 };
@@ -181,6 +183,17 @@ void region_leave(struct faultd *d, struct region *r);
 /* Look at shards' news and at clients that exec()ed. */
 void regions_news(struct faultd *d);
 void regions_check_alive(struct faultd *d);
+
+/*
+ * count.c: put a region's counters right in the background, after a death. No evictor may be connected, or about to touch the region:
+ * before its shards are started, with fm_shard_options.count; or while they are paused.
+ */
+void region_count_mark(struct region *r);
+void region_count_paused(struct faultd *d, struct region *r);
+/* A shard has counted. */
+void region_count_news(struct faultd *d, struct region *r);
+/* Do all of its shards count by now? They are woken by this: call again until they do. */
+bool region_count_begun(struct region *r);
 
 /* detach.c: a region comes home. A request for it; answers c, at the end. */
 void region_detach(struct faultd *d, struct conn *c, struct region *r);

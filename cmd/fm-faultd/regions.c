@@ -107,6 +107,7 @@ int region_start_shards(struct faultd *d, struct region *r, char *why)
 		    .news_eventfd = d->news_fd,
 		    .hold = &d->hold,
 		    .unbounded = &r->unbounded,
+		    .count = r->counting,
 		};
 		int e = fm_store_open(d->store_uri, &d->store_options, &o.store, why);
 
@@ -242,6 +243,8 @@ void regions_news(struct faultd *d)
 			news |= fm_shard_attention(r->shard[i]);
 		if (r->ending || ((news & (FM_SHARD_HOME | FM_SHARD_LEFT | FM_SHARD_LOST)) && region_detach_news(d, r)))
 			continue;
+		if (news & FM_SHARD_COUNTED)
+			region_count_news(d, r);
 		if (news & FM_SHARD_LOST)
 			fm_warn("region %016llx (%s): a page could not be read from the store and is lost",
 				(unsigned long long)r->map.hdr->id, region_name(r));

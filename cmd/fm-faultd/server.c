@@ -452,8 +452,10 @@ static void on_timer(struct faultd *d)
 		return;
 	regions_check_alive(d);
 	for (struct region *r = d->regions; r; r = r->next)
-		if (!r->ending)
+		if (!r->ending) {
 			region_detach_tick(d, r);
+			region_count_begun(r);
+		}
 	fm_store_monitor(d->store);
 	members_tick(d);
 	e = fm_store_usage(d->store, &used, &limit);

@@ -232,7 +232,7 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 	FM_CRASH_POINT("takeover-evictor-mended");
 	fm_shard_recover(&r->map, r->memfd);
 	FM_CRASH_POINT("takeover-shards-mended");
-	fm_region_recount(&r->map);
+	region_count_mark(r);
 	/* Whoever wanted it home has lost his answer, and asks again; but where its memory may be unregistered, there is no way back. */
 	if (!(fm_ld(&r->map.hdr->flags) & FM_REGION_HOME)) {
 		atomic_fetch_and(&r->map.hdr->flags, ~(uint64_t)FM_REGION_DETACHING);

@@ -30,7 +30,9 @@
 #define MADV_POPULATE_READ 22
 #endif
 
+#ifndef PAGES
 #define PAGES   1024u
+#endif
 #define WORDS   512u
 #define SHARDS  2u
 #define CLIENTS 3u
