@@ -15,6 +15,7 @@
 #define ERROR_NS    (1000 * MS)
 #define POLLED      160
 #define TABLETS_MAX 65536u
+#define DELAY_MAX_US 30000000u
 
 void fm_rc_cluster_init(struct fm_rc_cluster *c, const struct fm_rc_uri *uri)
 {
@@ -63,7 +64,14 @@ void fm_rc_cluster_begin(struct fm_rc_cluster *c)
 
 uint64_t fm_rc_cluster_delay(struct fm_rc_cluster *c, uint32_t min_us, uint32_t max_us)
 {
-	uint64_t span = (uint64_t)max_us - min_us + 1;
+	uint64_t span;
+
+	/* Stock coordinators ask for 10 s at most; nobody makes pages wait for an hour. */
+	if (max_us > DELAY_MAX_US)
+		max_us = DELAY_MAX_US;
+	if (min_us > max_us)
+		min_us = max_us;
+	span = (uint64_t)max_us - min_us + 1;
 
 	c->rnd ^= c->rnd << 13;
 	c->rnd ^= c->rnd >> 7;

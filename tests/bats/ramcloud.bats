@@ -203,6 +203,28 @@ tortured() {
 	stop_faultd
 }
 
+@test "a master dies, the coordinator finds out late, and recovery takes seconds: its pages wait, and others' do not; 0 lost" {
+	rc_start 3
+	rc set detect 800 recovery 2500
+	rc_options='?timeout=200' rc_faultd
+	lost_start l --size $((8 << 20)) --seed 8
+	lost_say l 100 fill
+	wait_for 60 rc_has 1500
+	rc kill 1
+	# Pages of other masters come and go meanwhile.
+	gets=$(region_stat l store_gets)
+	lost_send l check
+	wait_for 60 has_flag l store_down
+	[ "$(region_stat l store_gets)" -gt "$gets" ]
+	lost_answer l 100
+	[[ $LOST_SAID =~ ' 2048 right, 0 lost, 0 wrong' ]]
+	wait_for 60 lacks_flag l store_down
+	lost_end l
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
 @test "a full cluster: pages stay here, the region says so, and goes on when there is room" {
 	rc_start
 	rc set limit 300

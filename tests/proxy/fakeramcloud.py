@@ -18,7 +18,8 @@ Commands (numbers are chances in 1000 unless said otherwise):
                    full 0|1: refuse every write for want of room; limit N: refuse them beyond N objects (0: no limit)
                    corrupt: change one byte of a value that is read
   split            give every second tablet of each table to the next master
-  kill N           master N dies; its tablets recover, without an owner, for `recovery` ms (set), then others have them
+  kill N           master N dies; for `detect` ms (set) the coordinator does not know, then its tablets recover, without an owner, for
+                   `recovery` ms (set), then others have them
   forget N         as kill, but its objects are lost
   start N          a master N again, empty
   recovering MS    all tablets have no owner for so long
@@ -104,6 +105,8 @@ class Cloud:
         self.faults = dict.fromkeys('reorder retry partretry unknown cut short fewer huge junk stray lost late silent full limit '
                                     'corrupt'.split(), 0)
         self.faults['recovery'] = 500
+        self.faults['detect'] = 0
+        self.ports = {}
         self.did = {}
         self.timers = []
         self.conns = set()
@@ -146,6 +149,7 @@ class Cloud:
     def start_master(self, n):
         s = self.tcp()
         self.masters[n] = (s, s.getsockname()[1])
+        self.ports[n] = s.getsockname()[1]
         self.listen(s, 'master', n)
 
     def stop_listening(self, sock, kind, number=0):
@@ -156,6 +160,12 @@ class Cloud:
 
     def kill_master(self, n, lose):
         self.stop_listening(self.masters.pop(n)[0], 'master', n)
+        if self.faults['detect'] and not lose:
+            self.after(self.faults['detect'], lambda: self.found_dead(n, lose))
+        else:
+            self.found_dead(n, lose)
+
+    def found_dead(self, n, lose):
         for table, tablets in self.tablets.items():
             for t in tablets:
                 if t[2] != n:
@@ -251,7 +261,7 @@ class Cloud:
         pb = b'\x08' + varint(table) + b'\x10' + varint(t[0]) + b'\x18' + varint(t[1])
         pb += b'\x20' + varint(0 if t[2] else 1) + b'\x29' + struct.pack('<Q', t[2] or 0)
         if t[2]:
-            text = b'infrc:; tcp: host = "127.0.0.1", port=%d' % self.masters[t[2]][1]
+            text = b'infrc:; tcp: host = "127.0.0.1", port=%d' % self.ports[t[2]]
             pb += b'\x32' + varint(len(text)) + text
         pb += b'\x40\x00\x48\x00'
         return b'\x0a' + varint(len(pb)) + pb
@@ -266,7 +276,8 @@ class Cloud:
         if self.chance('retry'):
             return retry(200, 3000, b'busy')
         count, kind = struct.unpack_from('<II', body)
-        if kind not in (1, 2, 3) or not 1 <= count <= 64:
+        # Stock clients send no more than 20; a server puts each on the stack of a thread.
+        if kind not in (1, 2, 3) or not 1 <= count <= (20 if kind == 3 else 64):
             self.count('bad')
             return struct.pack('<I', 9)
         at, parts = 8, []

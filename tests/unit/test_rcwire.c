@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "rccluster.h"
 #include "rcuri.h"
 #include "tap.h"
 
@@ -201,6 +202,19 @@ static void test_messages(void)
 	is_u64(fm_rc_next_server(&m, &s), 0, "no other");
 }
 
+static void test_delay(void)
+{
+	struct fm_rc_cluster c = {.rnd = 1};
+	uint64_t low = fm_rc_cluster_delay(&c, 5000000, 10000000), often = 0;
+
+	ok(low >= 5000000000u && low <= 10000000000u, "a delay lies between what was asked for");
+	for (unsigned i = 0; i < 1000; i++)
+		often += fm_rc_cluster_delay(&c, 100, 101) == 100000;
+	ok(often > 300 && often < 700, "... and is random");
+	ok(fm_rc_cluster_delay(&c, 0, 0) == 0, "none");
+	ok(fm_rc_cluster_delay(&c, UINT32_MAX, UINT32_MAX) == 30000000000u, "nobody makes us wait for an hour");
+}
+
 static void test_hash(void)
 {
 	is_u64(fm_rc_key_hash(1, "", 0), 0x4610abe56eff5cb5, "hash of (1, \"\")");
@@ -281,6 +295,7 @@ int main(void)
 	test_replies();
 	test_messages();
 	test_hash();
+	test_delay();
 	test_names();
 	return tap_done();
 }
