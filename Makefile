@@ -38,7 +38,7 @@ ifneq ($(and $(MISSING),$(if $(filter demo check clean,$(MAKECMDGOALS)),,yes)),)
 $(error $(MISSING): not found: run `sudo tests/install.sh build`)
 endif
 # musl-gcc hides the system's headers; the kernel's are wanted, after musl's own.
-TOOLCF   = $(BASE) $(CFLAGS) -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu -I$(B)/deps/include
+TOOLCF   = $(BASE) $(CFLAGS) -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu -I$(B)/deps/include -isystem $(B)/deps/ipsec-mb
 TOOLLD   = -static -Wl,-z,stack-size=1048576 -L$(B)/deps/lib
 DEPS    := $(B)/deps/.done
 else ifeq ($(SAN),asan)
@@ -59,6 +59,14 @@ TOOLLD   = -fsanitize=thread
 DEPS    :=
 endif
 # Static links take what a tool uses; --as-needed makes the sanitizer builds' shared ones do the same.
+# The assembler code of the musl build, which is for any C library (SAN builds go without when it is not there).
+ifneq ($(SAN),)
+ifneq ($(wildcard build/deps/ipsec-mb/fm-ipsec-mb.h),)
+BASE    += -isystem build/deps/ipsec-mb
+TOOLLD  += -Lbuild/deps/lib
+endif
+endif
+GCM     := $(if $(SAN),$(and $(wildcard build/deps/ipsec-mb/fm-ipsec-mb.h),-l:libIPSec_MB.a),-lIPSec_MB)
 LIBS    := -Wl,--as-needed -lmemcached -lhashkit -lzookeeper_mt -lsodium -llz4 -ljansson -lexpat -lm -lpthread
 
 .PHONY: soak kills all tools client units guest demo check fuzz-long bench clean deps
@@ -87,14 +95,14 @@ $(B)/lib/libfmcore.a: $(LIB:%.c=$(B)/obj/%.o)
 define tool
 $(B)/bin/$(1): $(patsubst %.c,$(B)/obj/%.o,$(wildcard cmd/$(1)/*.c)) $(B)/lib/libfmcore.a $(DEPS)
 	@mkdir -p $$(@D)
-	$$(CC) $$(TOOLCF) $$(TOOLLD) -o $$@ $$(filter %.o %.a,$$^) $$(LIBS)
+	$$(CC) $$(TOOLCF) $$(TOOLLD) -o $$@ $$(filter %.o %.a,$$^) $$(LIBS) $(GCM)
 endef
 $(foreach t,$(TOOLS),$(eval $(call tool,$(t))))
 
 # --- unit tests: one program a file, printing TAP
 $(B)/tests/%: $(B)/obj/tests/unit/%.o $(B)/lib/libfmcore.a $(DEPS)
 	@mkdir -p $(@D)
-	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $(filter %.o %.a,$^) $(LIBS)
+	$(CC) $(TOOLCF) $(TOOLLD) -o $@ $(filter %.o %.a,$^) $(LIBS) $(GCM)
 
 # --- the guest of make demo and tests/guest: our static checker and fm-online in an initramfs
 guest: $(B)/guest/initramfs

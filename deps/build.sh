@@ -7,10 +7,13 @@
 # own source packages: apt checks their signatures, sources.sum pins their bytes. They are kept in $FM_DEPS_CACHE
 # (default: ${XDG_CACHE_HOME:-~/.cache}/fm-deps); what is there already needs no network, no apt and no root.
 #
+# An optional library is left out, with a word about it, when it cannot be had: DIR/lib then has an empty archive of its name.
+#
 # DIR/built/NAME says what a library was built from (source and recipe): only one that differs is built again.
 set -euo pipefail
 
 LIBRARIES=(jansson expat lz4 xxhash libsodium libmemcached zookeeper)
+OPTIONAL=(intel-ipsec-mb)
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${FM_DEPS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/fm-deps}
@@ -138,6 +141,40 @@ build_libsodium() {
 	install -m 644 include/sodium/*.h "$out/include/sodium"
 }
 
+# Of this large library only AES-256-GCM, for CPUs with VAES and AVX-512 and for those with AES-NI alone: three files, without C library.
+# The headers' folder is its own, so that a distribution's copy is never taken for it.
+build_intel-ipsec-mb() {
+	local nasm f objects=()
+	[ "$(uname -m)" = x86_64 ] || die "intel-ipsec-mb: no recipe for $(uname -m), only for x86_64"
+	nasm=$(assembler)
+	cd lib
+	# The functions for nonces of any length, which nobody calls, take most of the time.
+	sed -i '/^MKGLOBAL(FN_NAME(enc_var_iv,_)/,/^mksection stack-noexec/{/^mksection/!d}' avx512_t2/gcm_api_vaes_avx512.inc
+	for f in avx512_t2/aes256_gcm_by48_api_vaes_avx512 sse_t1/gcm256_api_by8_sse x86_64/aes_keyexp_256; do
+		objects+=("$f.o")
+	done
+	printf '%s\n' "${objects[@]%.o}" | xargs -P "$(nproc)" -I '{}' \
+		"$nasm" -f elf64 -X gnu -I. -Iinclude/ -DLINUX -D__linux__ -o '{}.o' '{}.asm'
+	rm -f libIPSec_MB.a
+	ar rcsD libIPSec_MB.a "${objects[@]}"
+	mkdir -p "$out/ipsec-mb"
+	install -m 644 libIPSec_MB.a "$out/lib"
+	install -m 644 intel-ipsec-mb.h "$out/ipsec-mb/fm-ipsec-mb.h"
+}
+
+# Prints the path of nasm: the system's, or one built for this run.
+assembler() {
+	if ! command -v nasm; then
+		[ -x "$tmp/nasm/nasm" ] || {
+			sum_is_right "$cache/$(tarball_of nasm)" || fetch nasm
+			mkdir -p "$tmp/nasm"
+			tar -xf "$cache/$(tarball_of nasm)" -C "$tmp/nasm" --strip-components=1
+			(cd "$tmp/nasm" && ./configure && make -j"$(nproc)" nasm) > "$tmp/nasm.log" 2>&1
+		}
+		printf '%s\n' "$tmp/nasm/nasm"
+	fi
+}
+
 # libmemcached is written in C++ of a kind that needs no C++ library: the C headers under C++ names, which cxx_headers makes,
 # are enough, and the archives end up with C symbols alone.
 build_libmemcached() {
@@ -244,7 +281,7 @@ origin() {
 	{
 		awk -v f="$(tarball_of "$1")" '$2 == f' "$here/sources.sum"
 		printf '%s\n' "$recipe"
-		for helper in cmake_static compile_static cxx_headers; do
+		for helper in cmake_static compile_static cxx_headers assembler; do
 			[[ $recipe != *"$helper"* ]] || declare -f "$helper"
 		done
 		[[ $recipe != *jute.awk* ]] || cat "$here/jute.awk"
@@ -259,18 +296,37 @@ for lib in "${LIBRARIES[@]}"; do
 done
 [ ${#missing[@]} -eq 0 ] || fetch "${missing[@]}"
 
-for lib in "${todo[@]}"; do
-	mkdir "$tmp/$lib"
-	tar -xf "$cache/$(tarball_of "$lib")" -C "$tmp/$lib" --strip-components=1
-	rm -f "$out/built/$lib"
-	# A subshell of its own, not a condition: `set -e` must hold inside the recipe.
+# Unpack and build one library, with its output in $tmp/NAME.log. Sets status.
+build() {
+	mkdir -p "$tmp/$1"
+	rm -f "$out/built/$1"
+	# A subshell of its own, and build itself no condition: `set -e` must hold inside the recipe.
 	set +e
-	(set -e; cd "$tmp/$lib"; "build_$lib") > "$tmp/$lib.log" 2>&1
+	(
+		set -e
+		sum_is_right "$cache/$(tarball_of "$1")" || fetch "$1"
+		tar -xf "$cache/$(tarball_of "$1")" -C "$tmp/$1" --strip-components=1
+		cd "$tmp/$1"
+		"build_$1"
+	) > "$tmp/$1.log" 2>&1
 	status=$?
 	set -e
+	[ "$status" -ne 0 ] || origin "$1" > "$out/built/$1"
+}
+
+for lib in "${todo[@]}"; do
+	build "$lib"
 	if [ "$status" -ne 0 ]; then
 		cat "$tmp/$lib.log" >&2
 		die "$lib: its build failed, see above"
 	fi
-	origin "$lib" > "$out/built/$lib"
+done
+
+for lib in "${OPTIONAL[@]}"; do
+	[ "$(cat "$out/built/$lib" 2> /dev/null || true)" != "$(origin "$lib")" ] || continue
+	build "$lib"
+	[ "$status" -ne 0 ] || continue
+	printf 'deps/build.sh: %s: goes without: %s\n' "$lib" "$(tail -1 "$tmp/$lib.log")" >&2
+	rm -rf "$out/ipsec-mb" "$out/lib/libIPSec_MB.a"
+	ar rcsD "$out/lib/libIPSec_MB.a"
 done

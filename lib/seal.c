@@ -1,5 +1,7 @@
 #include "seal.h"
 
+#include "gcm.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -22,19 +24,19 @@ struct fm_key {
 };
 
 struct fm_seal {
-	/* First: it must be 16-byte aligned, and sodium_malloc aligns as the size allows. */
-	crypto_aead_aes256gcm_state aes;
+	/* First: it must be 64-byte aligned, and sodium_malloc aligns as the size allows. */
+	struct fm_gcm aes;
 	unsigned char xchacha[crypto_aead_xchacha20poly1305_ietf_KEYBYTES];
 	uint64_t region;
 	enum fm_seal_kind kind;
 };
 
 _Static_assert(FM_KEY_BYTES == crypto_kdf_KEYBYTES, "the host key is a kdf key");
-_Static_assert(crypto_aead_aes256gcm_KEYBYTES == 32 && crypto_aead_xchacha20poly1305_ietf_KEYBYTES == 32, "key sizes");
-_Static_assert(crypto_aead_aes256gcm_ABYTES == FM_SEAL_TAG && crypto_aead_xchacha20poly1305_ietf_ABYTES == FM_SEAL_TAG,
+_Static_assert(FM_GCM_KEY == 32 && crypto_aead_xchacha20poly1305_ietf_KEYBYTES == 32, "key sizes");
+_Static_assert(FM_GCM_TAG == FM_SEAL_TAG && crypto_aead_xchacha20poly1305_ietf_ABYTES == FM_SEAL_TAG,
 	       "tag sizes");
-_Static_assert(crypto_aead_aes256gcm_NPUBBYTES == 12, "96-bit nonce");
-_Static_assert(sizeof(struct fm_seal) % 16 == 0, "keeps sodium_malloc's result aligned");
+_Static_assert(FM_GCM_NONCE == 12, "96-bit nonce");
+_Static_assert(sizeof(struct fm_seal) % 64 == 0, "keeps sodium_malloc's result aligned");
 
 /* --- the key file */
 
@@ -247,7 +249,7 @@ int fm_seal_new(const struct fm_key *key, uint64_t region, enum fm_seal_kind kin
 	s->kind = kind;
 	if (kind == FM_SEAL_AES) {
 		crypto_kdf_derive_from_key(sub, sizeof sub, region, "fm-aes-1", key->bytes);
-		crypto_aead_aes256gcm_beforenm(&s->aes, sub);
+		fm_gcm_key(&s->aes, fm_gcm_best(), sub);
 		sodium_memzero(sub, sizeof sub);
 	} else if (kind == FM_SEAL_XCHACHA) {
 		crypto_kdf_derive_from_key(s->xchacha, sizeof s->xchacha, region, "fm-xch-1", key->bytes);
@@ -323,7 +325,7 @@ int fm_seal_put(const struct fm_seal *s, const struct fm_seal_at *at, const void
 	ad_length = make_ad(ad, s, at);
 	switch (s->kind) {
 	case FM_SEAL_AES:
-		rc = crypto_aead_aes256gcm_encrypt_detached_afternm(out, tag, NULL, in, length, ad, ad_length, NULL, nonce, &s->aes);
+		fm_gcm_seal(&s->aes, &(struct fm_gcm_what){nonce, ad, ad_length, in, length}, out, tag);
 		break;
 	case FM_SEAL_XCHACHA:
 		rc = crypto_aead_xchacha20poly1305_ietf_encrypt_detached(out, tag, NULL, in, length, ad, ad_length, NULL, nonce,
@@ -349,7 +351,7 @@ int fm_seal_get(const struct fm_seal *s, const struct fm_seal_at *at, const void
 	ad_length = make_ad(ad, s, at);
 	switch (s->kind) {
 	case FM_SEAL_AES:
-		rc = crypto_aead_aes256gcm_decrypt_detached_afternm(out, NULL, in, length, tag, ad, ad_length, nonce, &s->aes);
+		rc = fm_gcm_open(&s->aes, &(struct fm_gcm_what){nonce, ad, ad_length, in, length}, tag, out);
 		break;
 	case FM_SEAL_XCHACHA:
 		rc = crypto_aead_xchacha20poly1305_ietf_decrypt_detached(out, NULL, in, length, tag, ad, ad_length, nonce,

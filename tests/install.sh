@@ -6,8 +6,8 @@
 # Does nothing, and needs no rights, when all of it is there.
 set -euo pipefail
 
-build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison flex)
-demo=("${build[@]}" qemu-system-x86 busybox-static cpio xz-utils jq)
+build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison flex nasm xz-utils)
+demo=("${build[@]}" qemu-system-x86 busybox-static cpio jq)
 bench=("${build[@]}" memcached strace gnuplot-nox sqlite3)
 check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy clang mandoc strace memcached zookeeper iproute2 util-linux
 	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients

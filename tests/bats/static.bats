@@ -14,12 +14,13 @@ load helper
 	done
 }
 
-@test "every tool is below 1 MiB when stripped" {
+# A quarter of it is AES-256-GCM for CPUs old and new (lib/gcm.h).
+@test "every tool is below 1.25 MiB when stripped" {
 	for tool in "$FM_BIN"/*; do
 		strip -o "$FM_TMP/stripped" "$tool"
 		size=$(stat -c %s "$FM_TMP/stripped")
 		echo "$tool: $size bytes"
-		[ "$size" -lt 1048576 ]
+		[ "$size" -lt 1310720 ]
 	done
 }
 
