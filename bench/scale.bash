@@ -26,7 +26,7 @@ scale_round() {
 # Once: a sparse region of 1 TiB and what its state file takes; 1,000 regions beside one.
 scale_sizes() {
   local line in out state
-  export FM_RUN_DIR=$T/run.shards1
+  local -x FM_RUN_DIR=$T/run.shards1
   coproc BIG { "$OUT/scale" map $((1 << 40)); }
   out=${BIG[0]} in=${BIG[1]}
   while read -r -t 60 -u "$out" line; do
