@@ -136,8 +136,8 @@ int fm_ctl_send(int fd, unsigned type, const void *body, const int *fds, unsigne
 	return 0;
 }
 
-/* Read exactly len bytes; descriptors that come along are appended to fds (at most FM_CTL_FDS, the rest are closed). */
-static int recv_all(int fd, void *to, size_t len, int *fds, unsigned *nfds)
+/* Read exactly len bytes; descriptors that come along are appended to fds (at most FM_CTL_FDS, the rest are closed). *cut: some did not come. */
+static int recv_all(int fd, void *to, size_t len, int *fds, unsigned *nfds, bool *cut)
 {
 	union {
 		struct cmsghdr align;
@@ -155,6 +155,7 @@ static int recv_all(int fd, void *to, size_t len, int *fds, unsigned *nfds)
 			continue;
 		if (n < 0)
 			return -errno;
+		*cut |= (m.msg_flags & MSG_CTRUNC) != 0;
 		for (struct cmsghdr *c = CMSG_FIRSTHDR(&m); c; c = CMSG_NXTHDR(&m, c)) {
 			unsigned k;
 
@@ -181,26 +182,26 @@ static int recv_all(int fd, void *to, size_t len, int *fds, unsigned *nfds)
 int fm_ctl_recv(int fd, unsigned *type, void *body, size_t cap, int *fds, unsigned *nfds)
 {
 	struct fm_ctl_hdr h;
+	bool cut = false;
 	int r;
 
 	*nfds = 0;
-	r = recv_all(fd, &h, sizeof h, fds, nfds);
+	r = recv_all(fd, &h, sizeof h, fds, nfds, &cut);
 	if (r == 0 && (fm_ctl_check(&h) || h.length > cap))
 		r = -EPROTO;
 	if (r == 0 && h.length) {
-		r = recv_all(fd, body, h.length, fds, nfds);
+		r = recv_all(fd, body, h.length, fds, nfds, &cut);
 		if (r == -EPIPE)
 			r = -EPROTO;
 	}
-	if (r == 0 && *nfds != h.nfds)
-		r = -EPROTO;
-	if (r) {
-		while (*nfds)
-			close(fds[--*nfds]);
-		return r;
+	if (r == 0) {
+		*type = h.type;
+		if (*nfds != h.nfds)
+			r = cut ? -EMFILE : -EPROTO;
 	}
-	*type = h.type;
-	return 0;
+	while (r && *nfds)
+		close(fds[--*nfds]);
+	return r;
 }
 
 int fm_ctl_call(int fd, unsigned type, const void *body, const int *fds, unsigned nfds, unsigned want, void *reply,

@@ -146,7 +146,8 @@ int fm_ctl_send(int fd, unsigned type, const void *body, const int *fds, unsigne
 /*
  * Receive one whole message on a blocking socket. type: set to its type. body: at least cap bytes, cap >= its length.
  * fds: room for FM_CTL_FDS, *nfds set; the caller owns what it gets (close-on-exec). Returns 0, or -errno: -EPIPE (peer
- * closed), -EPROTO (not a message of this protocol); no descriptors are left open then. One thread a socket.
+ * closed), -EPROTO (not a message of this protocol), -EMFILE (out of descriptors: type and body are set, but what came with it is lost); no
+ * descriptors are left open then. One thread a socket.
  */
 int fm_ctl_recv(int fd, unsigned *type, void *body, size_t cap, int *fds, unsigned *nfds);
 

@@ -29,7 +29,8 @@ struct fm_options {
  * Returns the address, or NULL with errno: EINVAL (length 0 or too large, bad name, local_bytes or dma_grace_ms), ECONNREFUSED or
  * ENOENT (no fm-faultd on that run directory), EACCES (not allowed to connect), EPERM (neither userfaultfd(2) nor the
  * daemon's /dev/userfaultfd may be used), EAGAIN (the daemon's registry is away: no new regions until it is back; or this
- * user has too many connections to it), EDQUOT (this user has too many regions, or too much far memory), ENOMEM, EMFILE, EPROTO (the daemon speaks another version).
+ * user has too many connections to it), EDQUOT (this user has too many regions, or too much far memory), ENOMEM,
+ * EMFILE (no descriptors left here, or in fm-faultd), EPROTO (the daemon speaks another version).
  *
  * The memory is MADV_DONTFORK (a forked child does not have it: touching it there is SIGSEGV; it may map memory of its own) and MADV_DONTDUMP.
  * A page that is lost by every replica of the store raises SIGBUS when touched, never other bytes. MADV_REMOVE frees

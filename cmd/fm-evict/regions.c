@@ -129,14 +129,20 @@ void evictord_message(struct evictord *d)
 	} m;
 	int fds[FM_CTL_FDS];
 	unsigned type, nfds;
+	int e = fm_ctl_recv(d->fd, &type, &m, sizeof m, fds, &nfds);
 
-	if (fm_ctl_recv(d->fd, &type, &m, sizeof m, fds, &nfds)) {
+	if (e && e != -EMFILE) {
 		d->eof = true;
 		return;
 	}
 	switch (type) {
 	case FM_CTL_REGION_ADD:
 		d->regions_due -= d->regions_due > 0;
+		if (e) {
+			/* The next evictor may have more of them; the other regions need this one. */
+			d->blind = true;
+			fm_warn("region %016llx: cannot be evicted from: %s", (unsigned long long)m.region.id, strerror(-e));
+		}
 		if (nfds >= 3) {
 			add_region(d, m.region.id, fds, nfds);
 			return;

@@ -37,6 +37,7 @@ struct conn {
 	gid_t gid;
 	pid_t pid;
 	bool dead;      /* closed at the end of the turn */
+	bool cut;       /* descriptors that came with this message found no room here */
 	bool evictor;   /* this is the evictor */
 	uint64_t waits_region; /* UNREGISTER: answered when that region is freed; 0 none */
 	uint64_t waits_detach; /* DETACH: answered when that region is home and freed, or cannot be; 0 none */
@@ -121,6 +122,7 @@ struct faultd {
 	bool child_came_up;   /* it has connected */
 	uint64_t spawned_ns;  /* when it was started */
 	uint64_t respawn_ns;  /* when to start another; 0: no need */
+	uint64_t crowded_ns;  /* when the log was last told that descriptors are short; 0 never */
 	uint64_t next_cookie;
 	struct fm_registry *registry; /* NULL: none */
 	struct membership membership;
@@ -267,7 +269,9 @@ bool conn_is_root(const struct conn *c);
 /* May it act on others' memory? Root, and who connects with group fm. */
 bool conn_is_trusted(const struct faultd *d, const struct conn *c);
 /* Is there room for one more connection of its user? Tells the peer when not. */
-bool conn_is_welcome(const struct faultd *d, struct conn *c);
+bool conn_is_welcome(struct faultd *d, struct conn *c);
+/* Are there descriptors left above fd for what must go on, the evictor's above all? Tells the peer and the log when not. */
+bool conn_leaves_descriptors(struct faultd *d, struct conn *c, int fd);
 /* May its user have a region of so many pages more, and is the peer still who it was? Returns 0, or -errno with one line in why. */
 int conn_check_user(const struct faultd *d, const struct conn *c, uint64_t pages, char *why, size_t len);
 /* The paths that are opened or connected to later on, for lib/sandbox.h. Returns their number. */

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include "evict.h"
 #include "log.h"
 #include "proc.h"
 #include "sandbox.h"
@@ -22,10 +24,31 @@ bool conn_is_trusted(const struct faultd *d, const struct conn *c)
 	return conn_is_root(c) || (d->fm_gid != (gid_t)-1 && c->gid == d->fm_gid);
 }
 
-bool conn_is_welcome(const struct faultd *d, struct conn *c)
+/* For the evictor's connection, for looks at /proc and the store, and for the store's own connections. */
+#define SPARE_DESCRIPTORS 8
+#define CROWDED_NS        60000000000u /* between two lines about it */
+
+bool conn_leaves_descriptors(struct faultd *d, struct conn *c, int fd)
+{
+	struct rlimit l;
+
+	/* The lowest free number is what one gets. */
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || (rlim_t)fd + SPARE_DESCRIPTORS < l.rlim_cur || (c->pid && c->pid == d->evictor_child))
+		return true;
+	conn_error(c, EMFILE, "descriptors: fm-faultd may have %llu (RLIMIT_NOFILE), and there are none left for this",
+		   (unsigned long long)l.rlim_cur);
+	if (!d->crowded_ns || fm_now_ns() - d->crowded_ns > CROWDED_NS)
+		fm_warn("descriptors: there may be %llu (RLIMIT_NOFILE), and none are left: clients are refused", (unsigned long long)l.rlim_cur);
+	d->crowded_ns = fm_now_ns();
+	return false;
+}
+
+bool conn_is_welcome(struct faultd *d, struct conn *c)
 {
 	unsigned same = 0;
 
+	if (!conn_leaves_descriptors(d, c, c->fd))
+		return false;
 	if (conn_is_root(c))
 		return true;
 	for (const struct conn *o = d->conns; o; o = o->next)

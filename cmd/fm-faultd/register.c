@@ -262,6 +262,9 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	uint64_t start = 0, id = 0;
 	int e;
 
+	for (unsigned i = 0; i < c->nfds; i++)
+		if (!conn_leaves_descriptors(d, c, c->fds[i]))
+			return;
 	e = check_message(d, c, m, &why);
 	if (e == 0 && (!printable(m->name, false) || !printable(m->vm_id, true))) {
 		e = -EINVAL;
@@ -285,7 +288,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	r->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	e = r->pidfd < 0 ? -errno : fm_proc_start(pid, &start);
 	if (e) {
-		conn_error(c, -e, "client: process %d is gone", pid);
+		conn_error(c, -e, "client: process %d cannot be watched: %s", pid, strerror(-e));
 		goto close_pidfd;
 	}
 	e = registry_region_new(d, m->pages, &id, store_why);

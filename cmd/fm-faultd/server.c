@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -299,7 +300,7 @@ static void close_got(struct conn *c)
 }
 
 /* Read what is there of one message. Returns true when it is whole. */
-static bool conn_read(struct conn *c)
+static bool conn_read(struct faultd *d, struct conn *c)
 {
 	union {
 		struct cmsghdr align;
@@ -323,6 +324,7 @@ static bool conn_read(struct conn *c)
 			continue;
 		if (n < 0 && errno == EAGAIN)
 			return false;
+		c->cut |= n > 0 && (m.msg_flags & MSG_CTRUNC);
 		for (struct cmsghdr *k = n > 0 ? CMSG_FIRSTHDR(&m) : NULL; k; k = CMSG_NXTHDR(&m, k)) {
 			unsigned count = (unsigned)((k->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 
@@ -348,6 +350,12 @@ static bool conn_read(struct conn *c)
 			return false;
 		}
 	}
+	if (c->nfds < c->hdr.nfds && c->cut) {
+		c->dead = true;
+		if (conn_leaves_descriptors(d, c, INT_MAX / 2))
+			conn_error(c, EMFILE, "descriptors: no more can be taken");
+		return false;
+	}
 	if (c->nfds != c->hdr.nfds) {
 		refuse(c, "its descriptors did not come with it");
 		return false;
@@ -358,10 +366,11 @@ static bool conn_read(struct conn *c)
 static void on_conn(struct faultd *d, struct conn *c)
 {
 	/* One message a turn: no peer keeps the others waiting. */
-	if (!c->dead && conn_read(c)) {
+	if (!c->dead && conn_read(d, c)) {
 		on_message(d, c);
 		close_got(c);
 		c->have = 0;
+		c->cut = false;
 	}
 }
 

@@ -15,6 +15,7 @@ Commands:
   hold set|delete   the next request of that kind, and all that follows it on its connection, waits for `release`, even when
                     its sender is long gone; other connections work
   release           hold back no more, and send what was held
+  slow SECONDS [TEXT]  every request with TEXT in its first line is passed on that much later; those behind it on its connection wait with it
   stats             FAULT=N...: what was done so far; held=N requests are held now
 
 With --record every byte that passes, in both directions, is appended to FILE.
@@ -41,6 +42,8 @@ class Proxy:
         self.history = {}  # page's part of the key -> values, oldest first
         self.last = None  # page and value seen last
         self.hold = None
+        self.slow = (0, b"")  # seconds, for requests with that text
+        self.slowed = 0
         self.holding = set()  # connections that hold requests back
         self.tasks = set()
 
@@ -111,12 +114,14 @@ class Proxy:
                 self.faults = {k: float(v) for k, v in faults.items()}
             elif words[0] == "hold" and words[1] in ("set", "delete"):
                 self.hold = words[1].encode()
+            elif words[0] == "slow":
+                self.slow = (float(words[1]), words[2].encode() if len(words) > 2 else b"")
             elif words[0] == "release":
                 answer = f"released {sum(len(c.backlog) for c in self.holding)}"
                 await self.release()
             elif words[0] == "stats":
                 held = sum(len(c.backlog) for c in self.holding)
-                answer = " ".join(f"{k}={v}" for k, v in {**self.done, "held": held}.items())
+                answer = " ".join(f"{k}={v}" for k, v in {**self.done, "held": held, "slowed": self.slowed}.items())
             else:
                 raise ValueError
         except (ValueError, IndexError):
@@ -130,6 +135,8 @@ class Connection:
         self.proxy, self.client_r, self.client_w = proxy, reader, writer
         self.backlog = []
         self.held = self.ended = False
+        self.due = 0  # when what was slowed last goes on, by the event loop's clock
+        self.queue = asyncio.Queue()
 
     async def request(self):
         line = await self.client_r.readline()
@@ -154,10 +161,24 @@ class Connection:
             if self.held:
                 self.backlog.append(whole)
                 continue
-            self.server_w.write(whole)
+            seconds, text = proxy.slow
+            now = asyncio.get_running_loop().time()
+            if seconds and text in whole[: whole.index(b"\n")]:
+                self.due = now + seconds
+                proxy.slowed += 1
+            if self.due > now or not self.queue.empty():
+                self.queue.put_nowait((self.due, whole))
+            else:
+                self.server_w.write(whole)
             if kind in (b"set", b"delete") and proxy.hits("dup"):
                 proxy.spawn(proxy.again(whole))
             await self.server_w.drain()
+
+    async def passes_on(self):
+        while True:
+            due, whole = await self.queue.get()
+            await asyncio.sleep(due - asyncio.get_running_loop().time())
+            self.server_w.write(whole)
 
     async def release(self):
         self.held = False
@@ -209,7 +230,8 @@ class Connection:
         except OSError:
             self.client_w.close()
             return
-        both = [asyncio.ensure_future(self.requests()), asyncio.ensure_future(self.replies())]
+        both = [asyncio.ensure_future(self.requests()), asyncio.ensure_future(self.replies()),
+                asyncio.ensure_future(self.passes_on())]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         for task in both:
             task.cancel()

@@ -15,6 +15,7 @@
  *   crowd                   so many mappings that none can be cut in two any more
  *   forks:N                 N children, one after the other, while a thread maps and unmaps; each calls libfm and must come back
  *   exec                    become sleep(1)
+ *   fork                    a child that does nothing for ten minutes, with all our descriptors
  *   say:TEXT                a line to stdout
  *   until:FILE              wait until the file exists
  *   must-fail:ERRNAME:STEP  the step is a map that must fail with ENOENT, EPERM ...
@@ -202,6 +203,15 @@ static bool step(char *text)
 		return crowd();
 	if (strcmp(a[0], "forks") == 0)
 		return forks(n[0]);
+	if (strcmp(a[0], "fork") == 0) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			sleep(600);
+			_exit(0);
+		}
+		return child > 0;
+	}
 	if (strcmp(a[0], "exec") == 0)
 		return execlp("sleep", "sleep", "600", (char *)NULL) == 0;
 	fprintf(stderr, "client: %s: no such step\n", text);

@@ -3,10 +3,11 @@
  * read with a shadow copy in ordinary memory. Linked with libfm.a as any program would be.
  *
  *   torture --size BYTES [--threads N] [--seconds N] [--seed N] [--run-dir DIR] [--name NAME] [--local BYTES] [--regions N] [--discard]
- *           [--pauses FILE]
+ *           [--pauses FILE] [--forks]
  *
  * --discard: pages are also discarded (MADV_REMOVE), and before the end a quarter of each region is unmapped.
  * --pauses: a line `START END` (nanoseconds of CLOCK_MONOTONIC) for each operation that took more than 20 ms.
+ * --forks: a thread more forks all the while; every other child becomes true(1), the others just end.
  * SIGTERM ends it early; every word is looked at then, too. Prints the seed first, and last `torture: OPS operations, W wrong words`.
  * Exit 0 only with 0 wrong words.
  */
@@ -21,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -149,17 +151,37 @@ static void *worker(void *arg)
 	return NULL;
 }
 
+static void *forker(void *arg)
+{
+	for (unsigned n = 0; !atomic_load(&stop); n++) {
+		pid_t child = fork();
+
+		if (child == 0) {
+			if (n % 2)
+				execlp("true", "true", (char *)NULL);
+			_exit(0);
+		}
+		if (child < 0 || waitpid(child, NULL, 0) < 0) {
+			perror("torture: fork");
+			atomic_fetch_add(&wrong, 1);
+			break;
+		}
+	}
+	return arg;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 	    {"size", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'n'}, {"seed", 1, NULL, 'r'},
 	    {"run-dir", 1, NULL, 'd'}, {"name", 1, NULL, 'm'},    {"local", 1, NULL, 'l'},   {"regions", 1, NULL, 'g'},
-	    {"vm", 0, NULL, 'v'},      {"pauses", 1, NULL, 'p'},  {"discard", 0, NULL, 'x'}, {NULL, 0, NULL, 0},
+	    {"vm", 0, NULL, 'v'},      {"pauses", 1, NULL, 'p'},  {"discard", 0, NULL, 'x'},
+	    {"forks", 0, NULL, 'f'},   {NULL, 0, NULL, 0},
 	};
 	struct fm_options o = {.name = "torture"};
 	unsigned seconds = 10;
-	bool vm = false;
-	pthread_t threads[64];
+	bool vm = false, forks = false;
+	pthread_t threads[65];
 	sigset_t term;
 	int c;
 
@@ -196,6 +218,9 @@ int main(int argc, char **argv)
 		case 'v':
 			vm = true;
 			break;
+		case 'f':
+			forks = true;
+			break;
 		case 'p':
 			pauses = fopen(optarg, "w");
 			if (!pauses) {
@@ -227,6 +252,8 @@ int main(int argc, char **argv)
 	pthread_sigmask(SIG_BLOCK, &term, NULL);
 	for (unsigned i = 0; i < nthreads; i++)
 		pthread_create(&threads[i], NULL, worker, (void *)(uintptr_t)i);
+	if (forks)
+		pthread_create(&threads[nthreads++], NULL, forker, NULL);
 	while (sigtimedwait(&term, NULL, &(struct timespec){.tv_sec = seconds}) < 0 && errno == EINTR)
 		;
 	atomic_store(&stop, true);
