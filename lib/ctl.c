@@ -197,7 +197,7 @@ int fm_ctl_recv(int fd, unsigned *type, void *body, size_t cap, int *fds, unsign
 	if (r == 0) {
 		*type = h.type;
 		if (*nfds != h.nfds)
-			r = cut ? -EMFILE : -EPROTO;
+			r = cut && *nfds < h.nfds ? -EMFILE : -EPROTO;
 	}
 	while (r && *nfds)
 		close(fds[--*nfds]);

@@ -340,7 +340,7 @@ static bool wants_send(const struct fm_mc_conn *c)
 	return c->state == FM_MC_READY && c->out_at < c->out_len;
 }
 
-static bool finished(const struct fm_mc_conn *c)
+bool fm_mc_finished(const struct fm_mc_conn *c)
 {
 	return c->error || (c->state == FM_MC_READY && c->out_at == c->out_len && c->settled == c->expect);
 }
@@ -387,7 +387,7 @@ void fm_mc_run(const struct fm_mc_run *r)
 		for (unsigned i = 0; i < r->n; i++) {
 			struct fm_mc_conn *c = r->conns[i];
 
-			if (finished(c))
+			if (fm_mc_finished(c))
 				continue;
 			at[n] = i;
 			p[n++] = (struct pollfd){
@@ -415,13 +415,15 @@ void fm_mc_run(const struct fm_mc_run *r)
 				moved[at[k]] = now;
 				if (c->state == FM_MC_READY)
 					c->failures = 0;
-				if (finished(c))
+				if (fm_mc_finished(c))
 					c->rtt_ns = now - start;
 			}
 			/* One that lets a byte through now and then must not keep its pages from their other servers. */
-			if (!finished(c) && (now - moved[at[k]] > r->timeout_ns || now - start > TRICKLE * r->timeout_ns))
+			if (!fm_mc_finished(c) && (now - moved[at[k]] > r->timeout_ns || now - start > TRICKLE * r->timeout_ns))
 				fm_mc_fail(c, -ETIMEDOUT);
 		}
+		if (r->leave_ns && now - start > r->leave_ns)
+			return;
 		if (patient && !any)
 			sched_yield();
 	}

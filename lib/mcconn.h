@@ -98,6 +98,7 @@ struct fm_mc_run {
 	struct fm_mc_conn **conns;
 	unsigned n;
 	uint64_t timeout_ns; /* for each connection, from the last byte that moved */
+	uint64_t leave_ns;   /* leave after so long, whatever is unfinished: it may be run again, without fm_mc_begin(). 0: stay */
 	uint64_t yield_ns;   /* before it sleeps, let others run and look again for so long: replies come one by one, each with a wake-up */
 	fm_mc_handler *handler;
 	fm_mc_greeter *greeter; /* may be NULL */
@@ -106,6 +107,8 @@ struct fm_mc_run {
 	void *idle_arg;
 };
 
+/* Has it all its replies, or failed? */
+bool fm_mc_finished(const struct fm_mc_conn *c);
 /* Run until each connection has all its replies, or has failed (c->error). */
 void fm_mc_run(const struct fm_mc_run *r);
 

@@ -371,17 +371,25 @@ static void on_stats(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, co
 		fm_mc_learn(&c->hello, item);
 }
 
-/* Ask every server for its figures. v->nsent: was asked. */
+/*
+ * Ask every server for its figures. v->nsent: was asked, and has answered or failed. We are not kept for long: who takes his time is waited
+ * for in the next looks, and has failed when the store would not wait for him any longer either.
+ */
 static void look_around(struct fm_mc_servers *s)
 {
 	struct fm_mc_conn *conns[FM_SERVERS];
-	struct fm_mc_run r = {.conns = conns, .timeout_ns = 100000000, .handler = on_stats, .greeter = fm_mc_server_greet};
+	struct fm_mc_run r = {
+	    .conns = conns, .timeout_ns = UINT64_MAX / 8, .leave_ns = 100000000, .handler = on_stats, .greeter = fm_mc_server_greet};
 
 	fm_mc_servers_sync(s);
 	for (unsigned k = 0; k < s->n; k++) {
 		struct fm_mc_server *v = &s->server[k];
 
 		v->nsent = v->next = 0;
+		if (v->asked_ns) {
+			conns[r.n++] = &v->conn;
+			continue;
+		}
 		fm_mc_begin(&v->conn);
 		/* Who has left, and has nothing any more, may be gone for good. */
 		if (atomic_load(&fm_mc_server_shm(v)->role) == FM_SERVER_LEFT && !fm_cluster_in_use(s->cluster, k))
@@ -389,11 +397,23 @@ static void look_around(struct fm_mc_servers *s)
 		/* A connection that is new says all of it in its greeting; twice would double its start time. */
 		if (!fm_mc_usable(&v->conn) || (v->conn.state == FM_MC_READY && fm_mc_add(&v->conn, "stats\r\n", 7, 1)))
 			continue;
-		v->nsent = 1;
+		v->asked_ns = now_ns();
 		v->conn.hello.start_s = 0;
 		conns[r.n++] = &v->conn;
 	}
 	fm_mc_run(&r);
+	for (unsigned i = 0; i < r.n; i++) {
+		struct fm_mc_server *v = fm_mc_server_of(conns[i]);
+
+		if (!fm_mc_finished(&v->conn) && now_ns() - v->asked_ns > s->uri.timeout_ms * 1000000ull)
+			fm_mc_fail(&v->conn, -ETIMEDOUT);
+		if (!fm_mc_finished(&v->conn))
+			continue;
+		if (!v->conn.error)
+			v->conn.rtt_ns = now_ns() - v->asked_ns;
+		v->asked_ns = 0;
+		v->nsent = 1;
+	}
 }
 
 /* What the last look says of one server. Returns true when it has begun a new life, with empty hands. */

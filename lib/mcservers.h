@@ -25,6 +25,7 @@ struct fm_mc_server {
 	struct fm_mc_address address;
 	struct fm_mc_conn conn;
 	struct fm_mc_servers *all;
+	uint64_t asked_ns;         /* CLOCK_MONOTONIC: asked for its figures then, and it has not answered yet; 0: not */
 	uint64_t refused_ns;       /* keeper: CLOCK_MONOTONIC: connections were refused from then on, whenever it looked; 0: not */
 	uint64_t refused_last_ns;  /* ... and the last one */
 	uint8_t sent[2 * FM_MC_BATCH]; /* requests of this batch, in the order of their replies; the store knows more of them */

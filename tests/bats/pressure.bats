@@ -280,6 +280,8 @@ latency() {
 	[[ $LOST_SAID == 'churned: 0 lost, 0 wrong' ]]
 	rtt_shows() { [ "$("$FM_BIN/fm-stat" -j | jq '.stores[0].rtt_ns')" -ge 200000000 ]; }
 	wait_for 20 rtt_shows
+	# Who answers is up, slow or not: nothing is moved away from him.
+	[ "$("$FM_BIN/fm-stat" -j -i 0.2 -c 15 | jq -s 'map(select(.stores[0].state != "up")) | length')" -eq 0 ]
 	lost_none
 	proxy p slow 0
 	lost_say slow 60 check
@@ -378,11 +380,11 @@ latency() {
 	for i in {1..12}; do
 		# Every third time nobody makes room: all their threads wait for pages when they die.
 		[ $((i % 3)) -ne 0 ] || kill -STOP "${evictor% }"
-		"$BATS_FILE_TMPDIR/torture" --name killed --size $((512 * 4096)) --threads 16 --forks > "$FM_TMP/killed" 2>&1 3>&- &
+		"$BATS_FILE_TMPDIR/torture" --name "killed$i" --size $((512 * 4096)) --threads 16 --forks > "$FM_TMP/killed" 2>&1 3>&- &
 		track $!
 		"$BATS_FILE_TMPDIR/client" map:exec:32 fill:0:8:3 exec > /dev/null 2>&1 3>&- &
 		track $!
-		has_killed() { [ "$(region_stat killed faults)" -gt "$((i % 3 ? 300 : 3))" ]; }
+		has_killed() { [ "$(region_stat "killed$i" "$([ $((i % 3)) -eq 0 ] && echo held || echo faults)")" -gt $((i % 3 * 100)) ]; }
 		wait_for 30 has_killed
 		kill -KILL "${FM_PIDS[-1]}" "${FM_PIDS[-2]}"
 		kill -CONT "${evictor% }"

@@ -171,7 +171,7 @@ class Soak:
         self.start()
         before = self.settle()
         checkers = [self.torture("--size", str(8192 * 4096), "--threads", "4", "--discard"),
-                    self.torture("--size", str(4 * 4096), "--regions", "256", "--threads", "64", "--name", "many")]
+                    self.torture("--size", str(4 * 4096), "--regions", "256", "--threads", "64", "--name", "many", "--rest", "5000")]
         while len(self.regions()) < 257 and all(c.poll() is None for c in checkers):
             time.sleep(0.05)
         storm = threading.Thread(target=self.storm, daemon=True)

@@ -3,10 +3,11 @@
  * read with a shadow copy in ordinary memory. Linked with libfm.a as any program would be.
  *
  *   torture --size BYTES [--threads N] [--seconds N] [--seed N] [--run-dir DIR] [--name NAME] [--local BYTES] [--regions N] [--discard]
- *           [--pauses FILE] [--forks]
+ *           [--pauses FILE] [--forks] [--rest US]
  *
  * --discard: pages are also discarded (MADV_REMOVE), and before the end a quarter of each region is unmapped.
  * --pauses: a line `START END` (nanoseconds of CLOCK_MONOTONIC) for each operation that took more than 20 ms.
+ * --rest: each thread sleeps that long after each operation.
  * --forks: a thread more forks all the while; every other child becomes true(1), the others just end.
  * SIGTERM ends it early; every word is looked at then, too. Prints the seed first, and last `torture: OPS operations, W wrong words`.
  * Exit 0 only with 0 wrong words.
@@ -32,7 +33,7 @@
 #define WORDS (PAGE / 8)
 
 static size_t pages_each = 1024;
-static unsigned nthreads = 4, nregions = 1;
+static unsigned nthreads = 4, nregions = 1, rest_us;
 static uint64_t seed, **memory, **shadow;
 static atomic_ulong ops, wrong;
 static atomic_bool stop, discard;
@@ -147,6 +148,8 @@ static void *worker(void *arg)
 		if (pauses && d > 20000000)
 			fprintf(pauses, "%llu %llu\n", (unsigned long long)t0, (unsigned long long)(t0 + d));
 		atomic_fetch_add(&ops, 1);
+		if (rest_us)
+			usleep(rest_us);
 	}
 	return NULL;
 }
@@ -176,7 +179,7 @@ int main(int argc, char **argv)
 	    {"size", 1, NULL, 's'},  {"threads", 1, NULL, 't'}, {"seconds", 1, NULL, 'n'}, {"seed", 1, NULL, 'r'},
 	    {"run-dir", 1, NULL, 'd'}, {"name", 1, NULL, 'm'},    {"local", 1, NULL, 'l'},   {"regions", 1, NULL, 'g'},
 	    {"vm", 0, NULL, 'v'},      {"pauses", 1, NULL, 'p'},  {"discard", 0, NULL, 'x'},
-	    {"forks", 0, NULL, 'f'},   {NULL, 0, NULL, 0},
+	    {"rest", 1, NULL, 'z'},    {"forks", 0, NULL, 'f'},   {NULL, 0, NULL, 0},
 	};
 	struct fm_options o = {.name = "torture"};
 	unsigned seconds = 10;
@@ -217,6 +220,9 @@ int main(int argc, char **argv)
 			break;
 		case 'v':
 			vm = true;
+			break;
+		case 'z':
+			rest_us = (unsigned)atoi(optarg);
 			break;
 		case 'f':
 			forks = true;
