@@ -385,10 +385,10 @@ def clings():
     os.waitpid(child, os.WUNTRACED)
     used = [int(n) for n in os.listdir("/proc/%d/fd" % pid)]
     limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(used) + 1, limit[1]))
     kept = [connect() for _ in range(max(used) + 1 - len(used))]
     while len(os.listdir("/proc/%d/fd" % pid)) <= max(used):
         time.sleep(0.01)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (max(used) + 1, limit[1]))
     os.kill(child, signal.SIGCONT)
     status = os.waitpid(child, 0)[1]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
