@@ -29,8 +29,7 @@ void fm_registry_ring(struct fm_registry *r)
 	}
 }
 
-/* Wait for something, at most until then. Under the mutex. */
-static void wait_until(struct fm_registry *r, uint64_t until_ns)
+void fm_registry_wait_until(struct fm_registry *r, uint64_t until_ns)
 {
 	struct timespec t = {.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)};
 
@@ -135,7 +134,7 @@ static void set_up(struct fm_registry *r)
 		set_here(r, false, zerror(rc));
 	}
 	if (rc != ZOK && !r->stop)
-		wait_until(r, fm_registry_now() + RETRY_NS);
+		fm_registry_wait_until(r, fm_registry_now() + RETRY_NS);
 }
 
 /* Something failed because ZooKeeper is away: everything is put in place again when it is back. */
@@ -144,13 +143,6 @@ static void check_away(struct fm_registry *r, unsigned link, int rc)
 	if (!fm_registry_is_away(rc) || link != r->link)
 		return; /* else an event said so, or tells of a connection made since */
 	set_here(r, false, "no server answers");
-}
-
-static void free_order(struct fm_order *o)
-{
-	free(o->mine);
-	free(o->publish);
-	free(o);
 }
 
 static void next_order(struct fm_registry *r)
@@ -181,7 +173,7 @@ static void next_order(struct fm_registry *r)
 		fm_registry_undo(r, o);
 		pthread_mutex_lock(&r->mutex);
 	}
-	free_order(o);
+	fm_registry_order_free(o);
 }
 
 static void next_end(struct fm_registry *r)
@@ -223,9 +215,9 @@ static void *registry_thread(void *arg)
 		if (!r->zh || r->lost) {
 			new_session(r);
 			if (!r->zh && !r->stop)
-				wait_until(r, now + RETRY_NS);
+				fm_registry_wait_until(r, now + RETRY_NS);
 		} else if (!r->connected) {
-			wait_until(r, now + 10 * (uint64_t)RETRY_NS);
+			fm_registry_wait_until(r, now + 10 * (uint64_t)RETRY_NS);
 		} else if (!r->here) {
 			set_up(r);
 		} else if (r->orders) {
@@ -244,7 +236,7 @@ static void *registry_thread(void *arg)
 		} else if (now >= r->scan_ns) {
 			unlocked(r, fm_registry_look_round);
 		} else {
-			wait_until(r, r->follow && r->follow_ns < r->scan_ns ? r->follow_ns : r->scan_ns);
+			fm_registry_wait_until(r, r->follow && r->follow_ns < r->scan_ns ? r->follow_ns : r->scan_ns);
 		}
 	}
 	while (r->here && r->nends)
@@ -276,7 +268,7 @@ static void destroy(struct fm_registry *r)
 		struct fm_order *o = r->orders;
 
 		r->orders = o->next;
-		free_order(o);
+		fm_registry_order_free(o);
 	}
 	free(r->members.text);
 	free(r->members.told);
@@ -338,7 +330,7 @@ int fm_registry_open(const struct fm_registry_options *o, unsigned deadline_ms, 
 	}
 	pthread_mutex_lock(&r->mutex);
 	while (!r->here && !r->fatal && fm_registry_now() < until)
-		wait_until(r, until);
+		fm_registry_wait_until(r, until);
 	e = r->here || !o->must_answer ? 0 : r->fatal ? r->fatal : -EHOSTUNREACH;
 	snprintf(why, FM_REGISTRY_WHY, "%s", r->why);
 	pthread_mutex_unlock(&r->mutex);
@@ -362,7 +354,7 @@ void fm_registry_close(struct fm_registry *r, bool stopped, unsigned deadline_ms
 	r->stopped = stopped;
 	pthread_cond_broadcast(&r->cond);
 	while (!r->ended && fm_registry_now() < until)
-		wait_until(r, until);
+		fm_registry_wait_until(r, until);
 	ended = r->ended;
 	pthread_mutex_unlock(&r->mutex);
 	if (!ended) {
@@ -426,191 +418,4 @@ bool fm_registry_here(struct fm_registry *r)
 	here = r->here;
 	pthread_mutex_unlock(&r->mutex);
 	return here;
-}
-
-/* --- orders */
-
-static void append(struct fm_registry *r, struct fm_order *o)
-{
-	struct fm_order **link = &r->orders;
-
-	while (*link)
-		link = &(*link)->next;
-	*link = o;
-	pthread_cond_broadcast(&r->cond);
-}
-
-bool fm_registry_order_wait(struct fm_registry *r, struct fm_order *o, unsigned deadline_ms)
-{
-	uint64_t wait = (uint64_t)deadline_ms * 1000000u, until = fm_registry_now() + wait;
-	struct fm_order **link;
-
-	pthread_mutex_lock(&r->mutex);
-	if (!r->here && r->away_ns + wait < until)
-		until = r->away_ns + wait;
-	append(r, o);
-	while (!o->done && fm_registry_now() < until)
-		wait_until(r, until);
-	if (o->done) {
-		pthread_mutex_unlock(&r->mutex);
-		return true;
-	}
-	o->left = true;
-	for (link = &r->orders; *link && *link != o;)
-		link = &(*link)->next;
-	if (*link) {
-		*link = o->next;
-		free_order(o);
-	}
-	pthread_mutex_unlock(&r->mutex);
-	return false;
-}
-
-void fm_registry_order_leave(struct fm_registry *r, struct fm_order *o)
-{
-	o->left = o->keep = true;
-	pthread_mutex_lock(&r->mutex);
-	append(r, o);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-struct fm_order *fm_registry_order_new(enum fm_order_kind kind)
-{
-	struct fm_order *o = calloc(1, sizeof *o);
-
-	if (o)
-		o->kind = kind;
-	return o;
-}
-
-int fm_registry_order_finish(struct fm_order *o)
-{
-	int result = o->result;
-
-	free_order(o);
-	return result;
-}
-
-int fm_registry_region_new(struct fm_registry *r, const struct fm_registry_record *rec, unsigned deadline_ms, uint64_t *id)
-{
-	struct fm_order *o = fm_registry_order_new(FM_ORDER_REGION_NEW);
-
-	if (!o)
-		return -ENOMEM;
-	o->rec = *rec;
-	o->rec.host = r->host_id;
-	o->mine = calloc(1, sizeof *o->mine);
-	if (!o->mine) {
-		fm_registry_order_finish(o);
-		return -ENOMEM;
-	}
-	if (fm_registry_record_format(&o->rec, o->mine->text) < 0) {
-		fm_registry_order_finish(o);
-		return -EINVAL;
-	}
-	if (!fm_registry_order_wait(r, o, deadline_ms))
-		return -EAGAIN;
-	*id = o->claim.id;
-	return fm_registry_order_finish(o);
-}
-
-int fm_registry_region_keep(struct fm_registry *r, uint64_t id, const struct fm_registry_record *rec)
-{
-	struct fm_registry_record mine = *rec;
-	struct fm_mine *m = calloc(1, sizeof *m);
-
-	if (!m)
-		return -ENOMEM;
-	mine.host = r->host_id;
-	m->id = id;
-	if (fm_registry_record_format(&mine, m->text) < 0) {
-		free(m);
-		return -EINVAL;
-	}
-	pthread_mutex_lock(&r->mutex);
-	m->next = r->mine;
-	r->mine = m;
-	pthread_mutex_unlock(&r->mutex);
-	return 0;
-}
-
-void fm_registry_all_kept(struct fm_registry *r)
-{
-	pthread_mutex_lock(&r->mutex);
-	r->all_kept = true;
-	r->scan_ns = 0;
-	pthread_cond_broadcast(&r->cond);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-bool fm_registry_is_mine(const struct fm_registry *r, uint64_t id)
-{
-	for (const struct fm_mine *m = r->mine; m; m = m->next)
-		if (m->id == id)
-			return true;
-	for (size_t i = 0; i < r->nends; i++)
-		if (r->ends[i] == id)
-			return true;
-	return false;
-}
-
-void fm_registry_end_locked(struct fm_registry *r, uint64_t id)
-{
-	for (struct fm_mine **link = &r->mine, *m; (m = *link); link = &m->next)
-		if (m->id == id) {
-			*link = m->next;
-			free(m);
-			break;
-		}
-	if (r->nends == r->ends_cap) {
-		size_t cap = r->ends_cap ? 2 * r->ends_cap : 64;
-		uint64_t *more = realloc(r->ends, cap * sizeof *more);
-
-		if (!more)
-			return; /* a record of ours of no region: it will be claimed */
-		r->ends = more;
-		r->ends_cap = cap;
-	}
-	r->ends[r->nends++] = id;
-	pthread_cond_broadcast(&r->cond);
-}
-
-void fm_registry_region_end(struct fm_registry *r, uint64_t id)
-{
-	pthread_mutex_lock(&r->mutex);
-	fm_registry_end_locked(r, id);
-	pthread_mutex_unlock(&r->mutex);
-}
-
-int fm_registry_claim(struct fm_registry *r, unsigned deadline_ms, struct fm_registry_claim *claim)
-{
-	struct fm_order *o = fm_registry_order_new(FM_ORDER_CLAIM);
-
-	if (!o)
-		return -ENOMEM;
-	if (!fm_registry_order_wait(r, o, deadline_ms))
-		return -EAGAIN;
-	*claim = o->claim;
-	return fm_registry_order_finish(o);
-}
-
-bool fm_registry_claim_lost(struct fm_registry *r, const struct fm_registry_claim *claim, unsigned deadline_ms)
-{
-	struct fm_order *o = fm_registry_order_new(FM_ORDER_CLAIM_LOST);
-
-	if (!o)
-		return true;
-	o->claim = *claim;
-	return !fm_registry_order_wait(r, o, deadline_ms) || fm_registry_order_finish(o) != 0;
-}
-
-void fm_registry_claim_done(struct fm_registry *r, const struct fm_registry_claim *claim, bool collected)
-{
-	struct fm_order *o = fm_registry_order_new(FM_ORDER_CLAIM_DONE);
-
-	if (!o)
-		return; /* the claim ends with the session */
-	o->claim = *claim;
-	o->collected = collected;
-	fm_registry_order_leave(r, o);
 }

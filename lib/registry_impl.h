@@ -1,4 +1,4 @@
-/* Inside of the registry: registry.c has its thread and the orders left with it, registry_nodes.c what is done in ZooKeeper. */
+/* Inside of the registry: registry.c has its thread, registry_orders.c the orders left with it, registry_nodes.c what is done in ZooKeeper. */
 #ifndef FM_REGISTRY_IMPL_H
 #define FM_REGISTRY_IMPL_H
 
@@ -114,6 +114,11 @@ struct fm_registry {
 	uint64_t cursor; /* the region claimed last */
 	char data[FM_REGISTRY_DATA];
 };
+
+/* Wait for something, at most until then (CLOCK_MONOTONIC). Under the mutex. */
+void fm_registry_wait_until(struct fm_registry *r, uint64_t until_ns);
+/* Free an order that is in no list. */
+void fm_registry_order_free(struct fm_order *o);
 
 /* All of the following: the registry's thread only, without the mutex; they return a ZooKeeper result (ZOK, ZNONODE, ...). */
 
