@@ -325,7 +325,8 @@ int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct
 
 bool collector_stop(struct collector *c)
 {
-	struct timespec t;
+	struct timespec nap = {.tv_nsec = 10000000};
+	int e = EBUSY;
 
 	if (!c)
 		return true;
@@ -333,10 +334,10 @@ bool collector_stop(struct collector *c)
 	c->stop = true;
 	pthread_cond_signal(&c->cond);
 	pthread_mutex_unlock(&c->mutex);
-	/* It may wait for a name to be resolved: the process ends without it then. */
-	clock_gettime(CLOCK_REALTIME, &t);
-	t.tv_sec += 2;
-	if (pthread_timedjoin_np(c->thread, NULL, &t))
+	/* It may wait for a name to be resolved: the process ends without it then. (pthread_timedjoin_np() goes by the wall clock.) */
+	for (int tries = 0; tries < 200 && (e = pthread_tryjoin_np(c->thread, NULL)) == EBUSY; tries++)
+		nanosleep(&nap, NULL);
+	if (e)
 		return false;
 	pthread_cond_destroy(&c->cond);
 	pthread_mutex_destroy(&c->mutex);
