@@ -10,7 +10,7 @@ build=(gcc g++ libc6-dev linux-libc-dev binutils make musl-tools cmake bison fle
 demo=("${build[@]}" qemu-system-x86 busybox-static cpio jq)
 bench=("${build[@]}" memcached strace gnuplot-nox sqlite3)
 check=("${demo[@]}" bats pkg-config python3 shellcheck cppcheck clang-tidy clang mandoc strace memcached zookeeper iproute2 util-linux
-	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+	libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients initramfs-tools-core systemd
 	# the glibc sanitizer builds link these
 	libjansson-dev libexpat1-dev libmemcached-dev libzookeeper-mt-dev libsodium-dev liblz4-dev libxxhash-dev)
 

@@ -47,7 +47,7 @@ guest_start() {
 	GUEST_TIMEOUT_PID=$!
 	# Both ends of both pipes stay open here, so that no open() and no write() waits for QEMU.
 	exec {GUEST_FD}<> "$GUEST_DIR/serial.out" {GUEST_IN}<> "$GUEST_DIR/serial.in"
-	guest_answer 60 '@ready' > /dev/null || {
+	guest_answer 240 '@ready' > /dev/null || {
 		echo 'guest_start: the guest did not come up' >&2
 		tail -n 20 "$GUEST_DIR/qemu.log" "$GUEST_DIR/console.log" >&2
 		guest_kill

@@ -141,7 +141,7 @@ guest_send() {
 
 domain_wait() {
 	domain_process "$1"
-	guest_answer 100 '@ready' > /dev/null || {
+	guest_answer 240 '@ready' > /dev/null || {
 		echo "domain_wait: the guest of $1 did not come up" >&2
 		tail -n 20 "$LV_DIR/guest/$1.console" "$LV_DIR/libvirtd.log" >&2
 		return 1
