@@ -45,6 +45,16 @@ regions_are() {
 	[ "$("$FM_BIN/fm-stat" -j | jq '.regions | length')" -eq "$1" ]
 }
 
+# The torture's region has lost more than $seen pages to the store.
+evicts_more() {
+	[ "$(region_stat torture evictions)" -gt "$seen" ]
+}
+
+# Nobody may have waited for it yet.
+is_dead() {
+	[[ $(sed -n 's/^State:\t//p' "/proc/$1/status" 2> /dev/null) =~ ^(Z|X|$) ]]
+}
+
 @test "a restart with too few descriptors for the regions there are: refused, nothing is freed, and the next one serves them" {
 	local i
 	start_faultd --local 64p
@@ -101,9 +111,8 @@ descriptors_at_most() {
 	evictor=$(children_of "$FAULTD_PID")
 	kill -KILL "${evictor% }"
 	wait_for 10 gone "${evictor% }"
-	before=$(region_stat torture evictions)
-	evicts_again() { [ "$(region_stat torture evictions)" -gt $((before + 500)) ]; }
-	wait_for 60 evicts_again
+	seen=$(($(region_stat torture evictions) + 500))
+	wait_for 60 evicts_more
 	[ "$("$FM_BIN/fm-stat" -j | jq .daemon.resident_pages)" -le 64 ]
 	lost_none
 	# The pressure ends.
@@ -172,8 +181,8 @@ oom_kills() {
 within_64_mib() {
 	cgroup_with 64M
 	begin_with "echo \$\$ > $CG/cgroup.procs" --local 4096p "$@"
-	torture_start 6 --size $((8 * 4096 * 4096)) --threads 4
-	"$BATS_FILE_TMPDIR/torture" --name others --size $((512 * 4096)) --regions 8 --threads 4 --seconds 6 > "$FM_TMP/others" 2>&1 3>&- &
+	torture_start 3 --size $((8 * 4096 * 4096)) --threads 4
+	"$BATS_FILE_TMPDIR/torture" --name others --size $((512 * 4096)) --regions 8 --threads 4 --seconds 3 > "$FM_TMP/others" 2>&1 3>&- &
 	track $!
 	wait_for 60 regions_are 9
 	grep -qx "$FAULTD_PID" "$CG/cgroup.procs"
@@ -255,7 +264,7 @@ latency() {
 	lost_say quick 60 fill
 	id=$(region_stat slow id)
 	proxy p slow 0.2 "$id"
-	lost_send slow 'churn 20 512'
+	lost_send slow 'churn 12 512'
 	local slow_next=$LOST_NEXT i
 	# Another region's shard does not wait for this one's.
 	for i in {1..3}; do
@@ -271,9 +280,9 @@ latency() {
 	[ "$(latency quick p99)" -lt "$(latency slow max)" ]
 	# Everything, the looks at the server included.
 	proxy p slow 0.2
-	lost_send slow 'churn 20 512'
+	lost_send slow 'churn 8 512'
 	slow_next=$LOST_NEXT
-	lost_say quick 120 'churn 20 512'
+	lost_say quick 120 'churn 8 512'
 	[[ $LOST_SAID == 'churned: 0 lost, 0 wrong' ]]
 	LOST_NEXT=$slow_next
 	lost_answer slow 120
@@ -299,7 +308,6 @@ latency() {
 	start_faultd --local 256p
 	torture_start 600 --size $((2048 * 4096)) --threads 4
 	seen=2000
-	evicts_more() { [ "$(region_stat torture evictions)" -gt "$seen" ]; }
 	wait_for 60 evicts_more
 	evictor=$(children_of "$FAULTD_PID")
 	kill -STOP "${evictor% }"
@@ -337,6 +345,27 @@ latency() {
 	stop_faultd
 }
 
+@test "fm-faultd dies while its evictor stands still: the next one ends that first, and all goes on" {
+	local evictor
+	start_faultd --local 256p
+	torture_start 600 --size $((1024 * 4096)) --threads 4
+	wait_for 30 regions_are 1
+	evictor=$(children_of "$FAULTD_PID")
+	kill -STOP "${evictor% }"
+	kill -KILL "$FAULTD_PID"
+	wait_for 5 gone "$FAULTD_PID"
+	alive "${evictor% }"
+	start_faultd -v --local 256p
+	wait_for 10 is_dead "${evictor% }"
+	grep -q "fm-evict of pid ${evictor% } outlived its connection: ended$" "$FM_TMP/faultd.log"
+	seen=$(($(region_stat torture evictions) + 500))
+	wait_for 60 evicts_more
+	kill -TERM "$TORTURE_PID"
+	torture_end 60
+	wait_for 20 no_regions
+	stop_faultd
+}
+
 @test "an evictor that stands still while hundreds of regions begin: replaced when its socket is full, and nothing is lost" {
 	local evictor
 	start_faultd --local 256p
@@ -357,12 +386,12 @@ latency() {
 
 @test "256 regions at once, 64 threads; and 64 threads on one region" {
 	start_faultd --local 512p
-	torture_start 3 --size $((8 * 4096)) --regions 256 --threads 64
+	torture_start 2 --size $((8 * 4096)) --regions 256 --threads 64
 	wait_for 60 regions_are 256
 	lost_none
 	torture_end 60
 	wait_for 30 no_regions
-	torture_start 3 --size $((4096 * 4096)) --threads 64
+	torture_start 2 --size $((4096 * 4096)) --threads 64
 	wait_for 60 regions_are 1
 	torture_end 60
 	wait_for 20 no_regions
