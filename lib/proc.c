@@ -92,7 +92,8 @@ static bool literal(const char **p, const char *end, char c)
 	return true;
 }
 
-int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start)
+/* A field, 4 or above, of the text of /proc/PID/stat, that is followed by another. */
+static int parse_stat(const char *buf, size_t len, unsigned which, uint64_t *value)
 {
 	const char *p = memrchr(buf, ')', len), *end = buf + len;
 	unsigned field = 2;
@@ -101,11 +102,36 @@ int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start)
 		return -EPROTO;
 	/* Only numbers and one letter follow comm, each after one space. */
 	for (p++; p < end; p++)
-		if (*p == ' ' && ++field == 22) {
+		if (*p == ' ' && ++field == which) {
 			p++;
-			return number(&p, end, 10, start) && p < end && *p == ' ' ? 0 : -EPROTO;
+			return number(&p, end, 10, value) && p < end && *p == ' ' ? 0 : -EPROTO;
 		}
 	return -EPROTO;
+}
+
+int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start)
+{
+	return parse_stat(buf, len, 22, start);
+}
+
+int fm_proc_parse_cpu(const char *buf, size_t len, uint64_t *cpu)
+{
+	return parse_stat(buf, len, 39, cpu);
+}
+
+int fm_proc_cpu(int pid, int tid, uint64_t *cpu)
+{
+	char path[48], buf[2048];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/stat", pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == ENOENT ? -ESRCH : -errno;
+	n = read(fd, buf, sizeof buf);
+	close(fd);
+	return n < 0 ? -ESRCH : fm_proc_parse_cpu(buf, (size_t)n, cpu);
 }
 
 int fm_proc_start(int pid, uint64_t *start)

@@ -227,6 +227,7 @@ static const int allowed[] = {
 static const int allowed_faultd[] = {
     SYS_execve, SYS_wait4, SYS_waitid, SYS_pidfd_open, SYS_pidfd_send_signal, SYS_pidfd_getfd, SYS_prctl, SYS_capget, SYS_capset,
     SYS_seccomp, SYS_setrlimit,
+    SYS_sched_setscheduler, /* shard_near.c: a thread of the lowest class, which takes no privilege */
 #ifdef SYS_vfork
     SYS_vfork,
 #endif

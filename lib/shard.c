@@ -152,6 +152,7 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 		};
 
 		fm_bump(&s->stats->faults, 1);
+		shard_near_fault(s, m->arg.pagefault.feat.ptid);
 		if (at / FM_PAGE_SIZE >= s->shm->pages) {
 			/* A mapping that is moving: see on_remap(). */
 			if (s->partly_moved)
@@ -254,6 +255,7 @@ static void serve(struct fm_shard *s)
 {
 	unsigned kept = 0, n = s->npending;
 
+	shard_near_begin(s);
 	s->nfill = 0;
 	s->waits_room = s->waits_store = s->waits_eventual = false;
 	for (unsigned i = 0; i < n; i++) {
@@ -313,7 +315,14 @@ static void *shard_main(void *arg)
 		bool events, home, counting = shard_counts(s);
 
 		shard_home_see(s);
-		events = wait_event(s, s->npending || left == DISCARD_MORE || shard_home_busy(s) || counting ? 0 : left == DISCARD_LATER ? 20 : -1);
+		if (s->npending || left == DISCARD_MORE || shard_home_busy(s) || counting) {
+			shard_near_settle(s);
+			events = wait_event(s, 0);
+		} else {
+			events = wait_event(s, shard_near_timeout(s, left == DISCARD_LATER ? 20 : -1));
+			if (!events)
+				shard_near_late(s);
+		}
 		pthread_mutex_lock(&s->turn);
 		if (events)
 			read_events(s);
@@ -325,6 +334,7 @@ static void *shard_main(void *arg)
 		}
 		counting = shard_count_some(s, events || s->npending);
 		pthread_mutex_unlock(&s->turn);
+		shard_near_served(s);
 		if (counting)
 			continue;
 		if (s->npending && left != DISCARD_MORE)
@@ -332,6 +342,7 @@ static void *shard_main(void *arg)
 		else if (home)
 			nanosleep(&(struct timespec){.tv_nsec = WAIT_NS}, NULL);
 	}
+	shard_near_settle(s);
 	atomic_store(&s->stopped, true);
 	return NULL;
 }
@@ -367,6 +378,7 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 		return -ENOMEM;
 	}
 	fm_prefetch_init(&s->prefetch);
+	shard_near_init(s);
 	pthread_mutex_init(&s->turn, NULL);
 	if (o->count && fm_shard_count(s)) {
 		pthread_mutex_destroy(&s->turn);
@@ -411,6 +423,7 @@ void fm_shard_stop(struct fm_shard *s)
 		nanosleep(&nap, NULL);
 	}
 	pthread_join(s->thread, NULL);
+	shard_near_end(s);
 	pthread_mutex_destroy(&s->turn);
 	close(s->o.uffd.fd);
 	fm_store_close(s->o.store);

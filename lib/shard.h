@@ -36,6 +36,8 @@ struct fm_shard_options {
 	int evictor_eventfd;             /* written when daemon->evictor_sleeping; stays the caller's */
 	int news_eventfd;                /* written when there are news; stays the caller's */
 	const atomic_bool *hold;         /* are fills held back above the hard mark? false while nobody evicts */
+	const atomic_bool *near;         /* may it go to the CPU of a thread that faults alone? See near.h */
+	bool eager;                      /* for tests: put off every wake-up that can be put off, wherever the thread is */
 	const atomic_bool *unbounded;    /* no budget holds for this region, nor is it counted in the daemon's; changed while paused */
 	bool count;                      /* fm_shard_count() before anything else */
 };

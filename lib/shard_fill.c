@@ -114,6 +114,7 @@ static bool unprotect(struct fm_shard *s, const struct pending *p, uint64_t w)
 	FM_CRASH_POINT("unprotect-published");
 	shard_single_end(s);
 	if (res == FM_UFFD_DONE) {
+		shard_near_installed(s, p->page);
 		if (from == FM_CLEAN && !(w & FM_F_GRACE))
 			fm_track_written(&s->track[w & FM_F_ZERO ? FILL_ZERO : FILL_STORE]);
 		fm_bump(&s->stats->faults_wp, 1);
@@ -160,6 +161,7 @@ static bool probe(struct fm_shard *s, const struct pending *p, uint64_t w)
 	if (res == FM_UFFD_PRESENT)
 		fm_uffd_wake(&s->o.uffd, shard_hva(s, p->page), FM_PAGE_SIZE);
 	if (res == FM_UFFD_DONE) {
+		shard_near_installed(s, p->page);
 		fm_bump(&s->stats->faults_zero, 1);
 		served(s, p->t0_ns, fm_now_ns());
 	}
@@ -293,8 +295,10 @@ static void installed(struct fm_shard *s, struct fill *f, uint64_t now)
 		fm_bump(&s->stats->faults_zero, 1);
 		fm_bump(&s->stats->zeroed_ahead, f->ahead);
 	}
-	if (!f->quiet && !f->ahead)
+	if (!f->quiet && !f->ahead) {
+		shard_near_installed(s, f->page);
 		served(s, f->t0_ns, now);
+	}
 	shard_ring(s, f->page);
 }
 
@@ -521,9 +525,11 @@ void shard_fill(struct fm_shard *s)
 
 	if (s->nfill > 1)
 		qsort(s->fill, s->nfill, sizeof s->fill[0], by_page);
-	fill_pass(s, false);
 	for (i = 0; i < s->nfill; i++)
 		later += is_later(&s->fill[i]);
+	if (later)
+		shard_near_lasts(s);
+	fill_pass(s, false);
 	if (later)
 		fill_pass(s, true);
 	FM_CRASH_POINT("fill-turn-done");

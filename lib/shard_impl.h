@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 
+#include "near.h"
 #include "page.h"
 #include "policy.h"
 #include "prefetch.h"
@@ -50,6 +51,22 @@ struct shard_count {
 	struct fm_count sum;
 };
 
+/* See shard_near.c. The shard's thread only. */
+struct shard_near {
+	struct fm_near policy;
+	struct shard_waker *waker; /* NULL: never needed */
+	int cpu;          /* that it was sent to; -1: none */
+	bool waker_there; /* so was the waker */
+	unsigned faults;  /* read in this turn */
+	uint32_t tid;     /* of all of them; 0: of several threads */
+	uint32_t alone;   /* of the only one that this turn is for; 0: it is for more */
+	bool lasts;       /* there was work after that thread was woken */
+	bool due;         /* it is still to be woken */
+	uint32_t open_tid; /* a wake-up that the waker was asked for, and that may not have been made: of whom; 0: none */
+	uint64_t hva;      /* ... at which page */
+	uint64_t asked_ns;
+};
+
 struct fm_shard {
 	struct fm_shard_options o;
 	struct fm_shard_shm *shm;
@@ -67,6 +84,7 @@ struct fm_shard {
 	unsigned nfill;
 	struct fm_prefetch prefetch;
 	struct fm_track track[2]; /* by enum fill_source */
+	struct shard_near near;
 	bool waits_room;     /* this turn left something for want of room */
 	bool waits_store;    /* ... for want of the store */
 	bool waits_eventual; /* ... for something else that passes by itself */
@@ -131,6 +149,19 @@ bool shard_reserve(struct fm_shard *s);
  * high marks, so that nothing is evicted for them. shard_ahead.c.
  */
 void shard_ahead(struct fm_shard *s);
+
+/* Being on the CPU of the thread that faults: shard_near.c. */
+void shard_near_init(struct fm_shard *s);
+void shard_near_end(struct fm_shard *s);                  /* the thread has ended */
+void shard_near_fault(struct fm_shard *s, uint32_t tid);  /* an event was read */
+void shard_near_begin(struct fm_shard *s);                /* what is pending is about to be served */
+void shard_near_lasts(struct fm_shard *s);                /* ... and something of it when the thread runs already */
+void shard_near_installed(struct fm_shard *s, uint32_t page); /* what a thread waits for is there; while no_wake: it sleeps on */
+void shard_near_served(struct fm_shard *s);               /* the turn is over */
+void shard_near_settle(struct fm_shard *s);               /* wake who may not have been woken */
+void shard_near_late(struct fm_shard *s);                 /* ... since nothing came for a while */
+/* How long a poll(2) may take that would wait for ms (-1: for ever). */
+int shard_near_timeout(const struct fm_shard *s, int ms);
 
 /* Tell the maker. */
 void shard_tell(struct fm_shard *s, unsigned news);

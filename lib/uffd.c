@@ -93,11 +93,12 @@ const char *fm_uffd_feature_name(uint64_t bit)
 _Static_assert(FM_UFFD_NEEDED == (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM |
 				  UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM),
 	       "the needed features");
-_Static_assert(FM_UFFD_REMAP == UFFD_FEATURE_EVENT_REMAP && FM_UFFD_POISON == UFFD_FEATURE_POISON, "the optional ones");
+_Static_assert(FM_UFFD_REMAP == UFFD_FEATURE_EVENT_REMAP && FM_UFFD_POISON == UFFD_FEATURE_POISON && FM_UFFD_TID == UFFD_FEATURE_THREAD_ID,
+	       "the optional ones");
 
 int fm_uffd_api(const struct fm_uffd *u, uint64_t offered)
 {
-	struct uffdio_api api = {.api = UFFD_API, .features = FM_UFFD_NEEDED | (offered & (FM_UFFD_REMAP | FM_UFFD_POISON))};
+	struct uffdio_api api = {.api = UFFD_API, .features = FM_UFFD_NEEDED | (offered & (FM_UFFD_REMAP | FM_UFFD_POISON | FM_UFFD_TID))};
 
 	return -call(u, UFFDIO_API, &api);
 }
@@ -138,7 +139,7 @@ enum fm_uffd_result fm_uffd_copy(const struct fm_uffd *u, uint64_t hva, const vo
 		    .dst = hva + *done,
 		    .src = (uint64_t)(uintptr_t)src + *done,
 		    .len = bytes - *done,
-		    .mode = wp ? UFFDIO_COPY_MODE_WP : 0,
+		    .mode = (wp ? UFFDIO_COPY_MODE_WP : 0) | (u->no_wake ? UFFDIO_COPY_MODE_DONTWAKE : 0),
 		};
 		int e = call(u, UFFDIO_COPY, &c);
 
@@ -156,7 +157,10 @@ enum fm_uffd_result fm_uffd_zeropage(const struct fm_uffd *u, uint64_t hva, uint
 {
 	*done = 0;
 	while (*done < bytes) {
-		struct uffdio_zeropage z = {.range = {.start = hva + *done, .len = bytes - *done}};
+		struct uffdio_zeropage z = {
+		    .range = {.start = hva + *done, .len = bytes - *done},
+		    .mode = u->no_wake ? UFFDIO_ZEROPAGE_MODE_DONTWAKE : 0,
+		};
 		int e = call(u, UFFDIO_ZEROPAGE, &z);
 
 		if (e == 0)
@@ -173,7 +177,7 @@ enum fm_uffd_result fm_uffd_writeprotect(const struct fm_uffd *u, uint64_t hva, 
 {
 	struct uffdio_writeprotect w = {
 	    .range = {.start = hva, .len = bytes},
-	    .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+	    .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : u->no_wake ? UFFDIO_WRITEPROTECT_MODE_DONTWAKE : 0,
 	};
 
 	return fm_uffd_classify(call(u, UFFDIO_WRITEPROTECT, &w));

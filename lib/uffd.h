@@ -30,14 +30,16 @@ extern const struct fm_uffd_ops fm_uffd_kernel; /* the real ones */
 struct fm_uffd {
 	int fd;
 	const struct fm_uffd_ops *ops;
+	bool no_wake; /* COPY, ZEROPAGE and the end of a write protection leave the waiters asleep: the caller sees to that */
 };
 
 /* Classify the errno (> 0) of a userfaultfd ioctl; 0 is FM_UFFD_DONE. Pure. Source: ioctl_userfaultfd(2), kernel 6.18 fs/userfaultfd.c. */
 enum fm_uffd_result fm_uffd_classify(int error);
 
-/* Features that registration needs, and one that it uses when there. */
+/* Features that registration needs, and those that it uses when there. */
 #define FM_UFFD_NEEDED 0x1069ull /* PAGEFAULT_FLAG_WP, EVENT_REMOVE, MISSING_SHMEM, EVENT_UNMAP, WP_HUGETLBFS_SHMEM */
 #define FM_UFFD_REMAP  0x4ull
+#define FM_UFFD_TID    0x100ull /* events name the thread */
 #define FM_UFFD_POISON 0x4000ull
 
 /*

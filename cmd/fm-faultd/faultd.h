@@ -100,6 +100,7 @@ struct faultd {
 	unsigned shards; /* of a region, at most */
 	bool spawn_evictor;
 	bool no_seccomp;
+	bool no_follow; /* shards stay wherever the scheduler puts them */
 	struct user_limits user;
 	bool take_over; /* --takeover: from an fm-faultd that runs */
 	long grace_ms; /* DMA grace of new regions; -1: by the kind of client */
@@ -128,6 +129,7 @@ struct faultd {
 	struct membership membership;
 	struct collector *collector;
 	atomic_bool hold; /* are fills held back above the hard mark? */
+	atomic_bool near; /* may shards go to the CPU of who faults? Not before the sandbox is entered: it waits for all threads */
 	bool stop;
 };
 

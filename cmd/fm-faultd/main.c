@@ -44,6 +44,7 @@ static const char usage[] =
     "      --user-connections N, --user-regions N, --user-memory SIZE\n"
     "                       what the clients of one user, but root, may have at a time (64, 256, none: no limit)\n"
     "      --no-seccomp     without the filter of system calls\n"
+    "      --no-follow      fault threads never move to the CPU of a thread that faults alone\n"
     "      --grace MS       how long a device may go on writing a page that leaves (default 1000 for VMs, 0 for programs)\n"
     "      --takeover       end the fm-faultd that serves DIR, if there is one, and go on with its regions\n"
     "  -n, --check          say whether this host will do, and exit\n"
@@ -54,7 +55,7 @@ static const char usage[] =
     "SIZE: 4096, 64K, 512M, 4G, 1T, 20000p (pages), 25% (of this host's memory).\n";
 
 enum { OPT_READY_FD = 256, OPT_SHARDS, OPT_REPLICAS, OPT_KEY_FILE, OPT_NO_SEAL, OPT_NO_EVICTOR, OPT_NO_SECCOMP, OPT_USER_CONNECTIONS,
-       OPT_USER_REGIONS, OPT_USER_MEMORY, OPT_GRACE, OPT_TAKEOVER };
+       OPT_USER_REGIONS, OPT_USER_MEMORY, OPT_GRACE, OPT_TAKEOVER, OPT_NO_FOLLOW };
 
 static const struct option options[] = {
     {"store", required_argument, NULL, 's'},
@@ -70,6 +71,7 @@ static const struct option options[] = {
     {"takeover", no_argument, NULL, OPT_TAKEOVER},
     {"grace", required_argument, NULL, OPT_GRACE},
     {"no-seccomp", no_argument, NULL, OPT_NO_SECCOMP},
+    {"no-follow", no_argument, NULL, OPT_NO_FOLLOW},
     {"user-connections", required_argument, NULL, OPT_USER_CONNECTIONS},
     {"user-regions", required_argument, NULL, OPT_USER_REGIONS},
     {"user-memory", required_argument, NULL, OPT_USER_MEMORY},
@@ -154,6 +156,9 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 			break;
 		case OPT_NO_EVICTOR:
 			d->spawn_evictor = false;
+			break;
+		case OPT_NO_FOLLOW:
+			d->no_follow = true;
 			break;
 		case OPT_NO_SECCOMP:
 			d->no_seccomp = true;
@@ -437,6 +442,7 @@ int main(int argc, char **argv)
 	if (d.epoll_fd < 0 || d.news_fd < 0 || d.evict_fd < 0)
 		fm_die(FM_EXIT_FAILED, "cannot make descriptors: %m");
 	atomic_init(&d.hold, d.spawn_evictor);
+	atomic_init(&d.near, false);
 	e = registry_open(&d, why);
 	if (e)
 		fm_die(e == -ENOENT || e == -EHOSTUNREACH ? FM_EXIT_PEER : FM_EXIT_FAILED, "--registry: %s", why);

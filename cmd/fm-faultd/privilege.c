@@ -119,4 +119,5 @@ void sandbox_enter(struct faultd *d)
 	else
 		fm_info("sandbox: capabilities: %s; seccomp filter: %s", fm_sandbox_caps(got.caps, caps, sizeof caps),
 			got.filter ? "on" : "off");
+	atomic_store(&d->near, !d->no_follow);
 }

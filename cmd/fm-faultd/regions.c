@@ -106,6 +106,7 @@ int region_start_shards(struct faultd *d, struct region *r, char *why)
 		    .evictor_eventfd = d->evict_fd,
 		    .news_eventfd = d->news_fd,
 		    .hold = &d->hold,
+		    .near = &d->near,
 		    .unbounded = &r->unbounded,
 		    .count = r->counting,
 		};

@@ -46,6 +46,7 @@ struct trouble {
 	unsigned put_full, get_down, delete_down, eagain, partial, slow_read;
 	unsigned grace_ms; /* not trouble, but the time for it */
 	bool only_remove;  /* no MADV_DONTNEED */
+	bool eager;        /* wake-ups are put off: see shard_near.c */
 };
 
 /* --- random numbers: a state per thread */
@@ -256,7 +257,7 @@ static struct {
 	struct fm_evictor evictor;
 	struct fm_evict_region evict;
 	struct fm_store *evict_store;
-	atomic_bool hold, unbounded, stop_clients, stop_evictor;
+	atomic_bool hold, near, unbounded, stop_clients, stop_evictor;
 	uint64_t seed;
 	atomic_ulong ops, wrong, removed;
 } t;
@@ -312,6 +313,7 @@ static bool start(const struct fm_uffd_ops *kernel, uint64_t limit)
 	t.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	t.news_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	atomic_store(&t.hold, true);
+	atomic_store(&t.near, true);
 	for (unsigned i = 0; i < SHARDS; i++) {
 		struct fm_shard_options o = {
 		    .map = &t.map,
@@ -323,6 +325,8 @@ static bool start(const struct fm_uffd_ops *kernel, uint64_t limit)
 		    .evictor_eventfd = t.wake_fd,
 		    .news_eventfd = t.news_fd,
 		    .hold = &t.hold,
+		    .near = &t.near,
+		    .eager = trouble.eager,
 		    .unbounded = &t.unbounded,
 		};
 		struct fm_uffd real = {.fd = o.uffd.fd, .ops = &fm_uffd_kernel};

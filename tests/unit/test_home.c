@@ -126,9 +126,9 @@ static void run(const char *name, const struct trouble *what, unsigned rounds, u
 
 int main(int argc, char **argv)
 {
-	static const struct trouble none = {0}, bad_store = {.put_full = 50, .get_down = 50, .delete_down = 200},
+	static const struct trouble none = {0}, bad_store = {.eager = true, .put_full = 50, .get_down = 50, .delete_down = 200},
 				    bad_kernel_too = {.put_full = 20, .get_down = 20, .delete_down = 50, .eagain = 100, .partial = 300, .slow_read = 100},
-				    with_grace = {.put_full = 20, .get_down = 20, .delete_down = 50, .eagain = 100, .partial = 300, .slow_read = 100, .grace_ms = 3};
+				    with_grace = {.eager = true, .put_full = 20, .get_down = 20, .delete_down = 50, .eagain = 100, .partial = 300, .slow_read = 100, .grace_ms = 3};
 	unsigned rounds = argc > 1 ? (unsigned)atoi(argv[1]) : 25;
 	uint64_t seed = argc > 2 ? strtoull(argv[2], NULL, 0) : (uint64_t)time(NULL) * 1000 + (uint64_t)getpid() % 1000, features;
 
