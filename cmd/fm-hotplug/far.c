@@ -14,6 +14,7 @@
 #include "hotplug.h"
 
 #define ANSWER_S 30 /* fm-faultd walks all memory that is present when it registers it */
+#define HOME_MS  30000 /* the next fm-faultd starts, and ends a region that is home */
 
 int far_connect(const char *run_dir, int *fd)
 {
@@ -151,7 +152,25 @@ int far_register(int ctl, struct vm *vm, const char *run_dir, const char *backen
 	return say("register", r, why);
 }
 
-int far_detach(int ctl, uint64_t id)
+/* Is a region past the way back in its detach, or gone already? */
+static bool is_home(const char *run_dir, uint64_t id)
+{
+	char name[FM_REGION_FILE_MAX];
+	struct fm_region_map map;
+	int dir = open(run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), r;
+	bool yes;
+
+	if (dir < 0)
+		return false;
+	r = fm_shmfile_region_map(dir, fm_shmfile_region_name(id, name), 0, &map, NULL);
+	yes = r == -ENOENT || (!r && fm_ld(&map.hdr->flags) & FM_REGION_HOME);
+	if (!r)
+		fm_shmfile_region_unmap(&map);
+	close(dir);
+	return yes;
+}
+
+int far_detach(int ctl, const char *run_dir, uint64_t id)
 {
 	struct timeval limit = {.tv_sec = 3600}; /* every page comes home: as long as the store takes */
 	struct fm_ctl_region region = {.id = id};
@@ -160,7 +179,12 @@ int far_detach(int ctl, uint64_t id)
 
 	setsockopt(ctl, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
 	r = fm_ctl_call(ctl, FM_CTL_DETACH, &region, NULL, 0, FM_CTL_OK, NULL, NULL, why);
-	return r ? say("detach", r, why) : FM_EXIT_OK;
+	if (!r)
+		return FM_EXIT_OK;
+	/* Its userfaultfds are to be closed then, and nobody else would. */
+	if (!*why && is_home(run_dir, id) && far_wait_gone(run_dir, id, HOME_MS))
+		return FM_EXIT_OK;
+	return say("detach", r, why);
 }
 
 /* --- state files --- */

@@ -175,8 +175,10 @@ void far_release(struct vm *vm, struct uffds *u, bool undo);
 /* Register memory. file, remote: of memory_check(). *id: of the region; 0 when fm-faultd died after it had made it. */
 int far_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, const struct memory *m, int file, int remote,
 		 const struct uffds *u, uint64_t *id);
-/* Have fm-faultd bring a region home and let go of it. */
-int far_detach(int ctl, uint64_t id);
+/*
+ * Have fm-faultd bring a region home and let go of it. When fm-faultd dies past the way back, the next one ends it; that is waited for a while.
+ */
+int far_detach(int ctl, const char *run_dir, uint64_t id);
 
 /* A region of the VM, as its state file has it. */
 struct far_region {

@@ -154,12 +154,35 @@ static int resolve(struct vm *vm, const char *id, char backend[ID_MAX])
 	return r;
 }
 
+/* Is some of its memory registered with a userfaultfd? True also when that cannot be told. */
+static bool registered(const struct vm *vm, const struct far_region *f)
+{
+	struct fm_mapping *list;
+	struct fm_vmflags flags;
+	bool yes = false;
+	size_t n;
+
+	if (fm_proc_maps(vm->pid, &list, &n))
+		return true;
+	for (size_t i = 0; i < n && !yes; i++)
+		if (list[i].start < f->hva + f->pages * FM_PAGE_SIZE && f->hva < list[i].end)
+			yes = fm_proc_vmflags(vm->pid, list[i].start, &flags) || flags.uffd_missing || flags.uffd_wp;
+	free(list);
+	return yes;
+}
+
 static int detach_one(int ctl, struct vm *vm, const struct far_region *f)
 {
-	int r = far_detach(ctl, f->id);
+	int r = far_detach(ctl, vm->run_dir, f->id);
 
 	if (r)
 		return r;
+	/* When fm-faultd did not say so itself, its file may be gone for another reason. */
+	if (registered(vm, f)) {
+		fm_warn("%s: %s: its region is gone, but it is still registered: fm-faultd's run directory was removed?", vm->arg,
+			*f->backend ? f->backend : "-");
+		return FM_EXIT_FAILED;
+	}
 	fm_attach_close(vm->pid, f->uffd, f->nuffd, NULL);
 	printf("%s: detached\n", *f->backend ? f->backend : "-");
 	return FM_EXIT_OK;

@@ -63,3 +63,40 @@ crash_walk() {
 	crash_walk "memcached:${servers#,}" "${list[@]}"
 	echo "# values left on the servers, which no word names: $(mc_items a b c)" >&3
 }
+
+# die_at POINT: have a daemon that is started now die there.
+die_at() {
+	python3 -c 'import struct, sys; sys.stdout.buffer.write(struct.pack("ii56s", 1, 0, sys.argv[1].encode()).ljust(8 * 64, b"\0"))' "$1" > "$FM_TMP/points"
+}
+
+# Userfaultfds open in a process.
+uffds_of() {
+	find "/proc/$1/fd" -lname '*userfaultfd*' | wc -l
+}
+
+@test "fm-faultd dies past the way back of a detach: the next one ends it, and fm-hotplug leaves no userfaultfd in QEMU" {
+	local point detach vm
+	requires qemu-system-x86_64 || skip "no qemu-system-x86_64"
+	[ "$(id -u)" -eq 0 ] || skip "not root"
+	timeout 300 qemu-system-x86_64 -S -accel tcg,tb-size=32 -machine q35,memory-backend=ram0 -nodefaults -display none -m 64M \
+		-object memory-backend-memfd,id=ram0,size=64M,share=on -pidfile "$FM_TMP/vm" > "$FM_TMP/qemu.log" 2>&1 3>&- < /dev/null &
+	track $!
+	wait_for 30 test -s "$FM_TMP/vm"
+	vm=$(cat "$FM_TMP/vm")
+	for point in end-begin end-flagged free-begin free-unlinked; do
+		die_at "$point"
+		FM_BIN=$CRASH_BIN FM_CRASH_FILE=$FM_TMP/points start_faultd
+		"$FM_BIN/fm-hotplug" --attach "pid:$vm" 3>&-
+		[ "$(uffds_of "$vm")" -gt 0 ]
+		"$FM_BIN/fm-hotplug" --detach "pid:$vm" > "$FM_TMP/out" 2>&1 3>&- &
+		detach=$!
+		track "$detach"
+		wait_for 60 gone "$FAULTD_PID"
+		start_faultd
+		ends_well "$detach"
+		[[ $(cat "$FM_TMP/out") == *': detached' ]]
+		no_regions
+		[ "$(uffds_of "$vm")" -eq 0 ]
+		stop_faultd
+	done
+}
