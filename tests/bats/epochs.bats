@@ -105,17 +105,24 @@ nothing_lost() {
 	mc_start a
 	start_faultd --store "memcached:${MC_AT[a]}"
 	run "$FM_BIN/fm-evict" --drain-server /no/such.sock
-	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"no such server"* ]]
+	[ "$status" -eq 1 ]
+	[ "${#lines[@]}" -eq 1 ]
+	[[ $output == *"no such server"* ]]
 	run "$FM_BIN/fm-evict" --add-server nonsense
-	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"host:port"* ]]
+	[ "$status" -eq 1 ]
+	[ "${#lines[@]}" -eq 1 ]
+	[[ $output == *"host:port"* ]]
 	run "$FM_BIN/fm-evict" --add-server
 	[ "$status" -eq 2 ]
 	run "$FM_BIN/fm-evict" --add-server a:1 --daemon
-	[ "$status" -eq 2 ] && [ "${#lines[@]}" -eq 1 ]
+	[ "$status" -eq 2 ]
+	[ "${#lines[@]}" -eq 1 ]
 	stop_faultd
 	start_faultd
 	run "$FM_BIN/fm-evict" --add-server "${MC_AT[a]}"
-	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"no servers"* ]]
+	[ "$status" -eq 1 ]
+	[ "${#lines[@]}" -eq 1 ]
+	[[ $output == *"no servers"* ]]
 	stop_faultd
 	run "$FM_BIN/fm-evict" --add-server "${MC_AT[a]}"
 	[ "$status" -eq 3 ] && [ "${#lines[@]}" -eq 1 ]
@@ -162,12 +169,14 @@ epoch_is() {
 	ln -s "${MC_AT[a]}" "$FM_TMP/alias.sock"
 	run "$FM_BIN/fm-faultd" --run-dir "$FM_TMP/refused" --store "memcached:${MC_AT[a]},${MC_AT[b]},$FM_TMP/alias.sock" --replicas 2
 	echo "$output"
-	[ "$status" -eq 2 ] && [ "${#lines[@]}" -eq 1 ]
+	[ "$status" -eq 2 ]
+	[ "${#lines[@]}" -eq 1 ]
 	[[ $output == *"alias.sock: is the same server as ${MC_AT[a]}" ]]
 	start_faultd --store "memcached:$(addresses a b)" --replicas 2
 	run "$FM_BIN/fm-evict" --add-server "$FM_TMP/alias.sock"
 	echo "$output"
-	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ]
+	[ "$status" -eq 1 ]
+	[ "${#lines[@]}" -eq 1 ]
 	[[ $output == *"alias.sock: is the same server as ${MC_AT[a]}" ]]
 	[ "$("$FM_BIN/fm-stat" -j | jq '.stores | length')" -eq 2 ]
 	stop_faultd

@@ -65,7 +65,8 @@ tortured() {
 	for name in a b c; do
 		items=$(mc_items "$name")
 		echo "$name: $items of $away pages"
-		[ "$items" -gt $((away / 2)) ] && [ "$items" -lt $((away * 5 / 6)) ]
+		[ "$items" -gt $((away / 2)) ]
+		[ "$items" -lt $((away * 5 / 6)) ]
 	done
 	[ "$(mc_items a b c)" -ge $((2 * away)) ]
 	[ "$(mc_items a b c)" -le $((2 * 2048)) ]
@@ -156,13 +157,15 @@ tortured() {
 	[ "$(region_stat one pages_lost)" -eq "$lost" ]
 	# The same pages again, no more and no less.
 	lost_say one 60 check
-	[ "$(lost_number lost)" -eq "$lost" ] && [ "$(lost_number wrong)" -eq 0 ]
+	[ "$(lost_number lost)" -eq "$lost" ]
+	[ "$(lost_number wrong)" -eq 0 ]
 	[ "$(region_stat one pages_lost)" -eq "$lost" ]
 	# The rest works, and is stored where there is a server.
 	lost_say one 60 'churn 4000 2048'
 	[ "$(lost_number wrong)" -eq 0 ]
 	lost_say one 60 check
-	[ "$(lost_number lost)" -eq "$lost" ] && [ "$(lost_number wrong)" -eq 0 ]
+	[ "$(lost_number lost)" -eq "$lost" ]
+	[ "$(lost_number wrong)" -eq 0 ]
 	lost_end one
 	wait_for 20 no_regions
 	wait_for 10 mc_empty a
@@ -234,7 +237,8 @@ still() {
 	wait_for 20 has_flag second store_full
 	# It waits: there is no room anywhere.
 	unanswered second
-	[ "$(region_stat second pages_lost)" -eq 0 ] && [ "$(region_stat first pages_lost)" -eq 0 ]
+	[ "$(region_stat second pages_lost)" -eq 0 ]
+	[ "$(region_stat first pages_lost)" -eq 0 ]
 	next=$LOST_NEXT
 	lost_end first
 	LOST_NEXT=$next
@@ -456,7 +460,8 @@ bad_server() {
 	wait "$FAULTD_PID" || true
 	run timeout 30 "$FM_BIN/fm-faultd" "${args[@]}"
 	echo "$output"
-	[ "$status" -eq 1 ] && [[ $output == *"--key-file: $FM_TMP/key: No such file or directory: pages of 1 region in $FM_RUN_DIR are sealed with it"* ]]
+	[ "$status" -eq 1 ]
+	[[ $output == *"--key-file: $FM_TMP/key: No such file or directory: pages of 1 region in $FM_RUN_DIR are sealed with it"* ]]
 	[ ! -e "$FM_TMP/key" ]
 	mv "$FM_TMP/kept" "$FM_TMP/key"
 	start_faultd "${args[@]}"

@@ -38,7 +38,8 @@ refused() {
 
 @test "fm-online --help and --version" {
 	run "$online" --help
-	[ "$status" -eq 0 ] && [[ $output == *"--watch"* ]]
+	[ "$status" -eq 0 ]
+	[[ $output == *"--watch"* ]]
 	run "$online" --version
 	[ "$status" -eq 0 ] && [[ $output == "fm-online "[0-9]* ]]
 }
@@ -85,7 +86,8 @@ refused() {
 @test "fm-online: nothing to do is no error" {
 	block 0 online Normal
 	run "$online"
-	[ "$status" -eq 0 ] && [ -z "$output" ]
+	[ "$status" -eq 0 ]
+	[ -z "$output" ]
 	rm -r "$memory/memory0"
 	run "$online"
 	[ "$status" -eq 0 ] && [ -z "$output" ]
@@ -94,7 +96,8 @@ refused() {
 @test "fm-online --kernel and --movable" {
 	block 1 offline 'Normal Movable'
 	run "$online" --kernel
-	[ "$output" = "memory1: online kernel" ] && [ "$(state 1)" = online_kernel ]
+	[ "$output" = "memory1: online kernel" ]
+	[ "$(state 1)" = online_kernel ]
 	block 1 offline 'Normal Movable'
 	run "$online" --movable
 	[ "$output" = "memory1: online movable" ] && [ "$(state 1)" = online_movable ]
@@ -134,7 +137,8 @@ refused() {
 	block 3 online Movable
 	rm "$memory/memory3/valid_zones"
 	run "$online" --status
-	[ "$status" -eq 0 ] && [ "${#lines[@]}" -eq 6 ]
+	[ "$status" -eq 0 ]
+	[ "${#lines[@]}" -eq 6 ]
 	[ "$(tr -s ' ' <<< "${lines[0]}")" = "BLOCK STATE ZONE SIZE" ]
 	[ "$(tr -s ' ' <<< "${lines[1]}")" = "memory0 online Normal 128M" ]
 	[ "$(tr -s ' ' <<< "${lines[2]}")" = "memory1 online Movable 128M" ]

@@ -203,11 +203,13 @@ PTRACE=0000000000080000 NONE=0000000000000000 DAC=0000000000000002 DAC_PTRACE=00
 	open_to_all
 	run as 65534 ./torture --run-dir "$FM_RUN_DIR" --regions 4 --size 65536 --seconds 1
 	echo "$output"
-	[ "$status" -eq 1 ] && [[ $output == *'torture: region 3: Disk quota exceeded'* ]]
+	[ "$status" -eq 1 ]
+	[[ $output == *'torture: region 3: Disk quota exceeded'* ]]
 	[ "$(grep -c 'regions: user 65534 has 3 already: no more at a time (--user-regions)$' "$FM_TMP/faultd.log")" -eq 1 ]
 	wait_for 20 no_regions
 	run as 65534 ./torture --run-dir "$FM_RUN_DIR" --regions 3 --size 524288 --seconds 1
-	[ "$status" -eq 1 ] && [[ $output == *'torture: region 2: Disk quota exceeded'* ]]
+	[ "$status" -eq 1 ]
+	[[ $output == *'torture: region 2: Disk quota exceeded'* ]]
 	[ "$(grep -c 'memory: user 65534 has 256 pages already, and may have 256 (--user-memory)$' "$FM_TMP/faultd.log")" -eq 1 ]
 	wait_for 20 no_regions
 	# Within its limits, beside another user and root, who has none.
@@ -235,7 +237,8 @@ PTRACE=0000000000080000 NONE=0000000000000000 DAC=0000000000000002 DAC_PTRACE=00
 	[ "$(grep -c 'connections: user 65534 has 5 already: no more at a time (--user-connections)$' "$FM_TMP/faultd.log")" -eq 295 ]
 	run as 65534 ./torture --run-dir "$FM_RUN_DIR" --size 65536 --seconds 1
 	echo "$output"
-	[ "$status" -eq 1 ] && [[ $output == *'torture: region 0: Resource temporarily unavailable'* ]]
+	[ "$status" -eq 1 ]
+	[[ $output == *'torture: region 0: Resource temporarily unavailable'* ]]
 	as 65533 "$FM_PYTHON" peer.py "$FM_RUN_DIR/fm.sock" slow > "$FM_TMP/other"
 	[ "$(cat "$FM_TMP/other")" -eq 4 ]
 	lost_start roots --size $((1 << 20))
@@ -249,7 +252,9 @@ PTRACE=0000000000080000 NONE=0000000000000000 DAC=0000000000000002 DAC_PTRACE=00
 		# shellcheck disable=SC2086 # words
 		run "$FM_BIN/fm-faultd" $args
 		echo "$output"
-		[ "$status" -eq 2 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == "fm-faultd: ${args% *}: "* ]]
+		[ "$status" -eq 2 ]
+		[ "${#lines[@]}" -eq 1 ]
+		[[ $output == "fm-faultd: ${args% *}: "* ]]
 	done
 }
 

@@ -68,7 +68,8 @@ no_evictor() {
 	wait_for 15 server_is up b
 	wait_for 30 settled 2
 	lost_say one 60 check
-	[ "$(lost_number right)" -eq 2048 ] && [ "$(lost_number lost)" -eq 0 ]
+	[ "$(lost_number right)" -eq 2048 ]
+	[ "$(lost_number lost)" -eq 0 ]
 	lost_end one
 	wait_for 20 no_regions
 	stop_faultd
@@ -86,7 +87,8 @@ no_evictor() {
 	timeout 60 "$FM_BIN/fm-evict" --drain-server "${MC_AT[b]}"
 	wait_for 30 settled 2
 	lost_say one 60 check
-	[ "$(lost_number lost)" -ge 500 ] && [ "$(lost_number wrong)" -eq 0 ]
+	[ "$(lost_number lost)" -ge 500 ]
+	[ "$(lost_number wrong)" -eq 0 ]
 	[ "$(region_stat one pages_lost)" -eq "$(lost_number lost)" ]
 	lost_end one
 	stop_faultd

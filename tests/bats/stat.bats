@@ -55,7 +55,8 @@ refused() {
 
 @test "fm-stat --help and --version" {
 	run "$stat" --help
-	[ "$status" -eq 0 ] && [[ $output == *"--run-dir"* ]]
+	[ "$status" -eq 0 ]
+	[[ $output == *"--run-dir"* ]]
 	run "$stat" --version
 	[ "$status" -eq 0 ] && [[ $output == "fm-stat "[0-9]* ]]
 }
@@ -97,7 +98,8 @@ refused() {
 
 @test "fm-stat: an empty run directory" {
 	run "$stat"
-	[ "$status" -eq 0 ] && [ "${#lines[@]}" -eq 2 ]
+	[ "$status" -eq 0 ]
+	[ "${#lines[@]}" -eq 2 ]
 	[[ ${lines[0]} == "daemon: not running"* ]]
 	[[ ${lines[1]} == ID*NAME*PID*SIZE*RESIDENT*REMOTE*FAULTS*PAGE-INS*EVICTIONS*P50*P99*FLAGS ]]
 	requires jq || skip "no jq"
@@ -108,7 +110,8 @@ refused() {
 	two_regions
 	state region ab vm1 flags=3
 	run "$stat" regions
-	[ "$status" -eq 0 ] && [ "${#lines[@]}" -eq 4 ]
+	[ "$status" -eq 0 ]
+	[ "${#lines[@]}" -eq 4 ]
 	[ "${lines[0]}" = "daemon: not running, local limit 64M, resident 4.8M" ]
 	read -r -a f <<< "${lines[2]}"
 	[ "${f[*]:0:11}" = "00000000000000ab vm1 77 512M 3.9M 117M 5000 2000 31000 8.2us 12.3us" ]
@@ -190,7 +193,8 @@ refused() {
 @test "fm-stat stores" {
 	two_regions
 	run "$stat" stores
-	[ "$status" -eq 0 ] && [ "${#lines[@]}" -eq 2 ]
+	[ "$status" -eq 0 ]
+	[ "${#lines[@]}" -eq 2 ]
 	read -r -a f <<< "${lines[1]}"
 	[ "${f[*]:0:7}" = "up 117M - 0 - 3 dir:/srv/fm" ]
 	state daemon uri=dir:/srv/fm store_limit_bytes=1073741824
@@ -311,10 +315,13 @@ check_prometheus() {
 	state region ab vm1 faults=6000 faults_store=2500 evictions=31100
 	wait_for 5 lines_of vm1 2 "$FM_TMP/out"
 	read -r -a f <<< "$(grep vm1 "$FM_TMP/out" | sed -n 2p)"
-	# 1000, 500 and 100 events in 0.5 s or, on a busy machine, somewhat more; always in this ratio.
-	[ "${f[6]}" -gt 200 ] && [ "${f[6]}" -le 2000 ]
-	[ "$((f[6] - 2 * f[7]))" -le 2 ] && [ "$((2 * f[7] - f[6]))" -le 2 ]
-	[ "$((f[6] - 10 * f[8]))" -le 10 ] && [ "$((10 * f[8] - f[6]))" -le 10 ]
+	# 1000, 500 and 100 events in 0.5 s or, on a busy machine, in more; always in this ratio.
+	[ "${f[6]}" -gt 20 ]
+	[ "${f[6]}" -le 2000 ]
+	[ "$((f[6] - 2 * f[7]))" -le 2 ]
+	[ "$((2 * f[7] - f[6]))" -le 2 ]
+	[ "$((f[6] - 10 * f[8]))" -le 10 ]
+	[ "$((10 * f[8] - f[6]))" -le 10 ]
 	kill -INT "$pid" || return 1
 	wait_for 5 gone "$pid"
 }
@@ -350,7 +357,8 @@ check_prometheus() {
 	requires jq || skip "no jq"
 	two_regions
 	run "$stat" clear
-	[ "$status" -eq 0 ] && [ "$output" = "2 regions cleared in $FM_RUN_DIR" ]
+	[ "$status" -eq 0 ]
+	[ "$output" = "2 regions cleared in $FM_RUN_DIR" ]
 	jq -e '.regions[0] | [.faults, .faults_zero, .faults_store, .faults_wp, .faults_stale, .held, .discarded, .evictions,
 		.prefetched, .zeroed_ahead, .prefetch_hits, .prefetch_wasted,
 		.evictions_clean, .evictions_zero, .cancelled, .store_puts, .store_gets, .store_deletes, .store_errors, .pages_lost,
@@ -373,7 +381,8 @@ check_prometheus() {
 	out=$output st=$status
 	run setpriv --reuid=65534 --regid=65534 --clear-groups "$dir/fm-stat" --run-dir "$dir"
 	rm -rf "$dir"
-	[ "$status" -eq 0 ] && [[ $output == *vm1* ]]
+	[ "$status" -eq 0 ]
+	[[ $output == *vm1* ]]
 	[ "$st" -eq 1 ] && [[ $out == "fm-stat: clear: "*"Permission denied" ]] && [ "$(wc -l <<< "$out")" -eq 1 ]
 }
 
@@ -389,7 +398,8 @@ check_prometheus() {
 	[ "$(cat "$FM_TMP/err")" = "fm-stat: region-00000000000000ab.state: shorter than its header" ]
 	truncate -s 10 "$FM_RUN_DIR/daemon.state"
 	run "$stat"
-	[ "$status" -eq 0 ] && [[ $output == *"daemon.state: shorter than its header"* ]]
+	[ "$status" -eq 0 ]
+	[[ $output == *"daemon.state: shorter than its header"* ]]
 	run "$stat" clear
 	[ "$status" -eq 1 ] && [ "${#lines[@]}" -eq 1 ] && [[ $output == *"region-00000000000000ab.state: shorter than its header" ]]
 }
