@@ -26,12 +26,13 @@
 #define PUSH_FIRST 4
 #define PUSH_EVERY 16
 #define YIELD_NS  100000
+#define DOUBTS    3 /* times to ask again for a value that was wrong */
 #define MANY      8 /* pages of a get that are worth more than the sleeps between their arrivals */
 
 _Static_assert(BATCH <= SENT_BESIDE, "an index and a bit share a byte of sent[]");
 
 /* What came of one request on one of its servers. */
-enum outcome { UNTRIED = 0, ASKED, GOOD, MISSING, GONE, FULL, UNKNOWN };
+enum outcome { UNTRIED = 0, ASKED, GOOD, MISSING, WRONG, GONE, FULL, UNKNOWN };
 
 /* The seal of a region, made by mc_region_begin(). */
 struct sealed_region {
@@ -329,7 +330,7 @@ static void on_get(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, cons
 			r->result = FM_STORE_OK;
 			set_outcome(s, i, v, GOOD);
 		} else {
-			set_outcome(s, i, v, MISSING); /* wrong, stale, moved or torn: as good as none */
+			set_outcome(s, i, v, WRONG); /* stale, moved or torn: as good as none, unless it was torn on its way */
 		}
 		return;
 	}
@@ -376,7 +377,7 @@ static void judge(struct mc_store *s, unsigned i)
 	for (unsigned c = 0; c < s->copies[i]; c++) {
 		enum outcome o = (enum outcome)s->outcome[i][c];
 
-		if (o != MISSING && o != GONE) {
+		if (o != MISSING && o != WRONG && o != GONE) {
 			r->result = FM_STORE_DOWN;
 			return;
 		}
@@ -384,6 +385,23 @@ static void judge(struct mc_store *s, unsigned i)
 		r->may_return |= o == GONE && atomic_load(&fm_mc_server_shm(&s->servers.server[s->place[i][c]])->role) == FM_SERVER_MEMBER;
 	}
 	r->result = FM_STORE_LOST;
+}
+
+/*
+ * Nothing was right, and something was wrong: that may have happened on its way here. Before the page is lost, who had it is asked again.
+ * Returns whether there is anybody to ask.
+ */
+static bool doubt(struct mc_store *s)
+{
+	bool any = false;
+
+	for (unsigned i = 0; i < s->n; i++)
+		for (unsigned c = 0; c < s->copies[i] && s->req[i].result != FM_STORE_OK; c++)
+			if (s->outcome[i][c] == WRONG) {
+				s->outcome[i][c] = UNTRIED;
+				any = true;
+			}
+	return any;
 }
 
 /*
@@ -423,8 +441,12 @@ static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req 
 			r[at + i].result = FM_STORE_DOWN;
 		if (!s->seal)
 			continue;
-		while (ask_next(s))
-			run(s, on_get);
+		for (unsigned again = 0; again <= DOUBTS; again++) {
+			while (ask_next(s))
+				run(s, on_get);
+			if (again == DOUBTS || !doubt(s))
+				break;
+		}
 		for (unsigned i = 0; i < k; i++)
 			if (r[at + i].result != FM_STORE_OK)
 				judge(s, i);

@@ -41,6 +41,7 @@ class Proxy:
         self.done = dict.fromkeys(FAULTS, 0)
         self.history = {}  # page's part of the key -> values, oldest first
         self.last = None  # page and value seen last
+        self.other = None  # the same, of the page seen before that one
         self.hold = None
         self.slow = (0, b"")  # seconds, for requests with that text
         self.slowed = 0
@@ -68,11 +69,13 @@ class Proxy:
 
     def spoil(self, key, value):
         """What the client gets for a value."""
-        page, good, last = key[:-GENERATION], value, self.last
+        page, good = key[:-GENERATION], value
+        if self.last and self.last[0] != page:
+            self.other = self.last
         self.last = (page, value)
         older = [v for v in self.history.get(page, ()) if v != good]
-        if last and last[0] != page and self.hits("swap"):
-            value = last[1]
+        if self.other and self.other[0] != page and self.hits("swap"):
+            value = self.other[1]
         if older and self.hits("replay"):
             value = self.random.choice(older)
         if value and self.hits("flip"):
