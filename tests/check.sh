@@ -216,6 +216,7 @@ suite_lint() {
 		-Wno-analyzer-use-of-uninitialized-value -Werror -O1 -std=c11 "${flags[@]}" -c \
 		-o /dev/null '{}' || true
 	# Of `[ a ] && [ b ]` in the middle of a test nobody notices that a is false: a line each.
+	# shellcheck disable=SC2016 # awk's own
 	check 'lint assertions' awk '
 		FNR == 1 { line = "" }
 		line && NF { if ($1 !~ /^}/) { print at ": " line; bad = 1 } line = "" }
