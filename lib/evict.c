@@ -396,6 +396,8 @@ static void spare_discarded(struct fm_evict_region *r, struct batch *b)
 		if (v->shard != shard) {
 			shard = v->shard;
 			noted = evict_has_noted(&r->map.shards[shard]);
+			/* Moved meanwhile: what was protected may be what mremap() left behind. */
+			noted = noted && fm_ld(&r->map.shards[shard].hva) == b->hva[shard];
 		}
 		if (!noted || evict_is_discarded(&r->map.shards[shard], v->page))
 			give_back(r, b, &b->v[i]);
@@ -678,6 +680,8 @@ static bool prepare(struct fm_evictor *e, struct fm_evict_region *r, struct batc
 {
 	take(r, b, n < FM_EVICT_HALF ? n : FM_EVICT_HALF, FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now)));
 	b->grace_ns = fm_ld(&r->map.hdr->grace_ms) * 1000000u;
+	for (unsigned i = 0; i < FM_MAX_SHARDS; i++)
+		b->hva[i] = i < r->map.nshards ? fm_ld(&r->map.shards[i].hva) : 0;
 	write_protect(r, b);
 	b->protected_ns = b->grace_ns ? fm_now_ns() : 0;
 	spare_discarded(r, b);

@@ -31,6 +31,7 @@ struct batch {
 	unsigned failed;  /* the store refused, or the range was busy: the page went back to the queue */
 	uint64_t grace_ns;     /* of the region; 0 none */
 	uint64_t protected_ns; /* when all of them were write-protected */
+	uint64_t hva[FM_MAX_SHARDS]; /* where the shards were mapped before that */
 	struct fm_store_req req[FM_EVICT_HALF]; /* what the store was asked to put */
 	unsigned who[FM_EVICT_HALF], nreq;      /* ... and whose pages these are */
 };

@@ -45,7 +45,6 @@
 struct trouble {
 	unsigned put_full, get_down, delete_down, eagain, partial, slow_read;
 	unsigned grace_ms; /* not trouble, but the time for it */
-	bool only_remove;  /* no MADV_DONTNEED */
 	bool eager;        /* wake-ups are put off: see shard_near.c */
 };
 
@@ -514,7 +513,7 @@ static void *remover_main(void *arg)
 		/* Most are here and dirty then. */
 		for (uint64_t i = 0; i < n; i++)
 			t.memory[(page + i) * WORDS] = t.shadow[(page + i) * WORDS] = i + 1;
-		if (trouble.only_remove || next_random(&rnd) % 4)
+		if (next_random(&rnd) % 4)
 			remove_pages(&rnd, page, n);
 		else
 			unneed_pages(&rnd, page, n);
@@ -549,14 +548,14 @@ static void run_evictor(void)
 	pthread_create(&threads.evictor, NULL, evict_main, NULL);
 }
 
-static void halt_evictor(void)
+static inline void halt_evictor(void)
 {
 	atomic_store(&t.stop_evictor, true);
 	pthread_join(threads.evictor, NULL);
 }
 
 /* All of it, with this trouble. Ends the test when it cannot. */
-static void begin(const char *name, const struct trouble *what, uint64_t seed)
+static inline void begin(const char *name, const struct trouble *what, uint64_t seed)
 {
 	memset(&t, 0, sizeof t);
 	memset(&mem.copy, 0, sizeof mem.copy);
@@ -578,7 +577,7 @@ static void begin(const char *name, const struct trouble *what, uint64_t seed)
 }
 
 /* The clients, and look at every page. */
-static void halt_clients(void)
+static inline void halt_clients(void)
 {
 	atomic_store(&t.stop_clients, true);
 	for (unsigned i = 0; i < CLIENTS; i++)

@@ -66,12 +66,9 @@ static struct {
 static void round_trip(const char *name, const struct trouble *what, uint64_t seed)
 {
 	uint64_t rnd = seed;
-	struct trouble mild = *what;
 	unsigned away, news = 0;
 
-	/* A write after MADV_DONTNEED can be lost to an eviction that began before the shard had noted the discard: another matter. */
-	mild.only_remove = true;
-	begin(name, &mild, seed);
+	begin(name, what, seed);
 	nap(10000 + (unsigned)(next_random(&rnd) % 20000));
 	/* Home, or only half of the way, and out again; the last time for good. */
 	for (unsigned i = 0; i < 3; i++) {
