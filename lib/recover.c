@@ -12,9 +12,20 @@ static uint64_t memfd_offset(const struct fm_region_map *m, uint32_t page)
 	return m->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE;
 }
 
+/* A slot is counted before it is filled, and emptied before it is counted off. */
+static void count_discards(struct fm_shard_shm *s)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < FM_DISCARDS; i++)
+		n += fm_ld(&s->discard[i].end) != 0;
+	atomic_store(&s->discarding, n);
+}
+
 void fm_shard_recover(const struct fm_region_map *m, int memfd)
 {
 	for (unsigned i = 0; i < m->nshards; i++) {
+		count_discards(&m->shards[i]);
 		for (unsigned k = 0; k < FM_BATCH; k++) {
 			uint32_t page = fm_ld(&m->shards[i].inflight[k]);
 			uint64_t w;

@@ -46,7 +46,7 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 {
 	struct timespec d = {.tv_sec = seconds};
 	struct fm_stats sum;
-	unsigned news = 0;
+	unsigned news = 0, used = 0;
 
 	printf("# %s: seed %" PRIu64 "\n", name, seed);
 	begin(name, what, seed);
@@ -55,13 +55,19 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 	madvise(t.memory + OWN_FIRST * WORDS, (OWN_END - OWN_FIRST) * FM_PAGE_SIZE, MADV_REMOVE);
 	/* Pages that were here are looked at again after a grace. */
 	for (unsigned i = 0; i < SHARDS; i++)
-		for (unsigned ms = 0; ms < 20000 && atomic_load(&t.map.shards[i].discarding); ms++)
+		for (unsigned ms = 0; ms < 20000 && (atomic_load(&t.map.shards[i].reading) || atomic_load(&t.map.shards[i].discarding)); ms++)
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	halt_evictor();
 	for (unsigned i = 0; i < SHARDS; i++) {
 		news |= fm_shard_attention(t.shard[i]);
 		fm_shard_stop(t.shard[i]);
 	}
+	/* As a daemon does that dies between counting a slot and filling it. */
+	atomic_fetch_add(&t.map.shards[0].discarding, 1);
+	fm_shard_recover(&t.map, t.memfd);
+	for (unsigned i = 0; i < FM_DISCARDS; i++)
+		used += fm_ld(&t.map.shards[0].discard[i].end) != 0;
+	is_u64(atomic_load(&t.map.shards[0].discarding), used, "%s: slots of discards, counted anew", name);
 	is_u64(atomic_load(&t.wrong), 0, "%s: wrong words in %lu operations", name, atomic_load(&t.ops));
 	is_u64(mem.wrong, 0, "%s: wrong generations in %" PRIu64 " puts, %" PRIu64 " gets, %" PRIu64 " deletes", name, mem.puts,
 	       mem.gets, mem.deletes);
