@@ -528,6 +528,16 @@ void server_run(struct faultd *d)
 	}
 }
 
+/* Who may use the socket must be able to come to it; but a group that somebody else gave the directory stays. */
+static int give_run_dir(const struct faultd *d, gid_t group)
+{
+	struct stat st;
+
+	if (fstat(d->run_fd, &st) < 0)
+		return -1;
+	return st.st_gid == getegid() ? fchown(d->run_fd, (uid_t)-1, group) : 0;
+}
+
 int server_open(struct faultd *d, char *why)
 {
 	struct sockaddr_un sa = {.sun_family = AF_UNIX};
@@ -551,7 +561,7 @@ int server_open(struct faultd *d, char *why)
 		return -errno;
 	}
 	d->fm_gid = g ? g->gr_gid : (gid_t)-1;
-	if (g && chown(sa.sun_path, (uid_t)-1, g->gr_gid) < 0)
+	if (g && (chown(sa.sun_path, (uid_t)-1, g->gr_gid) < 0 || give_run_dir(d, g->gr_gid) < 0))
 		fm_info("%s: cannot be given to group fm: %m", sa.sun_path);
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);

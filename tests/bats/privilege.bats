@@ -182,7 +182,7 @@ PTRACE=0000000000080000 NONE=0000000000000000 DAC=0000000000000002 DAC_PTRACE=00
 	chmod +x "$PUBLIC/inner" "$PUBLIC/bin/fm-faultd"
 	FM_BIN=$PUBLIC/bin start_faultd -v --local 64p
 	[ "$(stat -c '%g %a' "$FM_RUN_DIR/fm.sock")" = '54321 660' ]
-	chmod 755 "$FM_RUN_DIR"
+	[ "$(stat -c '%g %a' "$FM_RUN_DIR")" = '54321 750' ]
 	lost_start mine --size $((1 << 20))
 	id=$("$FM_BIN/fm-stat" -j | jq -r '.regions[0].id')
 	AS_GROUPS=--groups=54321 as 65534 "$FM_PYTHON" peer.py "$FM_RUN_DIR/fm.sock" others "${LOST_PID[mine]}" "$id" > "$FM_TMP/said"
