@@ -101,7 +101,7 @@ void far_release(struct vm *vm, struct uffds *u, bool undo)
 static bool registered_after_all(struct vm *vm, const char *run_dir, const char *backend, const struct memory *m,
 				 const struct uffds *u)
 {
-	struct uffdio_range range = {.start = m->hva, .len = m->bytes};
+	uint64_t pages = m->bytes / FM_PAGE_SIZE;
 	struct far_region *list;
 	const struct far_region *found;
 	bool yes;
@@ -111,9 +111,14 @@ static bool registered_after_all(struct vm *vm, const char *run_dir, const char 
 	found = far_find(list, n, backend);
 	yes = found && found->hva == m->hva;
 	free(list);
-	for (unsigned i = 0; i < u->n && !yes; i++)
+	for (unsigned i = 0; i < u->n && !yes; i++) {
+		uint64_t first = fm_ctl_shard_first(pages, u->n, i), end = fm_ctl_shard_first(pages, u->n, i + 1);
+		struct uffdio_range range = {.start = m->hva + first * FM_PAGE_SIZE, .len = (end - first) * FM_PAGE_SIZE};
+
+		/* Each its own part: a newer kernel refuses what another userfaultfd has. */
 		if (ioctl(u->a[i].fd, UFFDIO_UNREGISTER, &range) == 0)
 			ioctl(u->a[i].fd, UFFDIO_WAKE, &range); /* see fm_uffd_unregister() */
+	}
 	return yes;
 }
 
