@@ -217,7 +217,6 @@ void region_detach_resume(struct region *r)
 
 	if (flags & FM_REGION_HOME) {
 		r->detach = DETACH_LEAVE;
-		atomic_store(&r->unbounded, true);
 		ask_shards(r);
 	}
 }

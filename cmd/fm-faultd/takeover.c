@@ -239,6 +239,7 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 		atomic_fetch_add(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
 	}
 	FM_CRASH_POINT("takeover-counted");
+	atomic_store(&r->unbounded, fm_ld(&r->map.hdr->flags) & FM_REGION_HOME); /* before a shard counts a page */
 	e = region_start_shards(d, r, why);
 	FM_CRASH_POINT("takeover-started");
 	if (e) {
@@ -307,10 +308,30 @@ static int check_files(struct faultd *d, char *why)
 	return e;
 }
 
+/* Signal the holder of daemon.lock. Returns 0, ESRCH when that process does not hold it any more, or another errno. */
+static int end_holder(const struct faultd *d, pid_t pid, int sig)
+{
+	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	int pidfd, e = 0;
+
+	if (pid <= 0)
+		return EPERM; /* in a pid namespace that we do not see */
+	pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (pidfd < 0)
+		return errno;
+	/* F_GETLK told the pid; asked once more now that the pidfd is there, it says that the pidfd is the holder's. */
+	if (fcntl(d->lock_fd, F_GETLK, &l) == 0 && (l.l_type == F_UNLCK || l.l_pid != pid))
+		e = ESRCH;
+	else if (syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0) < 0)
+		e = errno;
+	close(pidfd);
+	return e;
+}
+
 int daemon_replace(struct faultd *d, char *why)
 {
 	struct timespec nap = {.tv_nsec = 500000};
-	int e = check_files(d, why), pidfd, sent = 0;
+	int e = check_files(d, why), sent = 0;
 
 	if (e)
 		return e;
@@ -328,18 +349,16 @@ int daemon_replace(struct faultd *d, char *why)
 			continue;
 		}
 		sent = half_ms < 2 * END_MS ? SIGTERM : SIGKILL;
-		/* F_GETLK tells the pid; asked once more after the pidfd is there, it says that the pidfd is the holder's. */
-		if (fcntl(d->lock_fd, F_GETLK, &l) < 0 || l.l_type == F_UNLCK)
-			continue;
-		pidfd = l.l_pid > 0 ? (int)syscall(SYS_pidfd_open, l.l_pid, 0) : -1;
-		if (pidfd < 0 || fcntl(d->lock_fd, F_GETLK, &again) < 0 || again.l_type == F_UNLCK || again.l_pid != l.l_pid ||
-		    syscall(SYS_pidfd_send_signal, pidfd, sent, NULL, 0) < 0) {
+		l = again;
+		e = fcntl(d->lock_fd, F_GETLK, &l) < 0 ? errno : l.l_type == F_UNLCK ? ESRCH : end_holder(d, l.l_pid, sent);
+		if (e && e != ESRCH) {
 			snprintf(why, FM_STORE_WHY, "%.100s: the fm-faultd that serves it, pid %d, cannot be ended: %s", d->run_dir, l.l_pid,
-				 strerror(errno));
-			if (pidfd >= 0)
-				close(pidfd);
+				 strerror(e));
 			return -EPERM;
 		}
-		close(pidfd);
+		if (e) {
+			sent = 0; /* it has just ended by itself, and perhaps there is another in its place: look again */
+			nanosleep(&nap, NULL);
+		}
 	}
 }

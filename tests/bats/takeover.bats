@@ -66,6 +66,26 @@ mapped() {
 	stop_faultd
 }
 
+# The pid of the one that runs is gone when it is looked for, and there again when it is looked for once more.
+take_over_blind() {
+	ASAN_OPTIONS=detect_leaks=0 strace -D -o /dev/null -e trace=pidfd_open -e inject=pidfd_open:error=ESRCH:when=1 \
+		"$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --takeover 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
+	FAULTD_PID=$!
+	track "$FAULTD_PID"
+}
+
+@test "--takeover of an fm-faultd that ends by itself just then is no failure" {
+	local old
+	requires strace || skip "no strace"
+	start_faultd
+	old=$FAULTD_PID
+	take_over_blind
+	wait_for 30 gone "$old"
+	serves() { [ "$("$FM_BIN/fm-stat" -j | jq .daemon.pid)" = "$FAULTD_PID" ] && [ -S "$FM_RUN_DIR/fm.sock" ]; }
+	wait_for 30 serves
+	stop_faultd
+}
+
 @test "64 GiB of regions: how long after a kill -9 until they are served" {
 	local ms
 	start_faultd --local 4096p
