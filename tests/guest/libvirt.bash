@@ -4,7 +4,7 @@
 #   libvirt_stop              for teardown_file: end its domains, then itself
 #   in_libvirt CMD...         run a command where its sockets and files are (mount namespace; the working directory is /)
 #   v ARGS...                 virsh there
-#   domain_xml NAME [OPTION]  print a domain's XML. Options: --plain (no far memory's elements), --cells N (of 128 MiB each), --file
+#   domain_xml NAME [OPTION]  print a domain's XML. Options: --plain (no far memory's elements), --mib N (256), --cells N, --file
 #                             (memory in files, as Nova writes it), --user UID, --extra XML (devices), --top XML (elements of <domain>)
 #   domain_start NAME [...]   start such a domain, with a guest that is up; sets GUEST_PID and all that guest_cmd needs
 #   domain_use NAME           guest_cmd talks to this one from here on
@@ -60,11 +60,12 @@ v() {
 }
 
 domain_xml() {
-	local name=$1 plain='' cells=1 source=memfd user='' extra='' top='' i numa='' nova=''
+	local name=$1 plain='' mib=256 cells=1 source=memfd user='' extra='' top='' i numa='' nova=''
 	shift
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--plain) plain=1 && shift ;;
+		--mib) mib=$2 && shift 2 ;;
 		--cells) cells=$2 && shift 2 ;;
 		--file) source='file' nova="<allocation mode='immediate'/><discard/>" && shift ;;
 		--user) user=$2 && shift 2 ;;
@@ -74,12 +75,12 @@ domain_xml() {
 		esac
 	done
 	for ((i = 0; i < cells; i++)); do
-		numa+="<cell id='$i' cpus='$i' memory='$((256 / cells))' unit='MiB'/>"
+		numa+="<cell id='$i' cpus='$i' memory='$((mib / cells))' unit='MiB'/>"
 	done
 	cat << EOT
 <domain type='qemu'>
 <name>$name</name>
-<memory unit='MiB'>256</memory>
+<memory unit='MiB'>$mib</memory>
 <vcpu>$cells</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>/run/guest/vmlinux</kernel><initrd>/run/guest/initramfs</initrd>
 <cmdline>console=ttyS0 loglevel=4 panic=-1 mitigations=off</cmdline></os>

@@ -367,24 +367,6 @@ uffds() {
 	v destroy one
 	hotplug 0 --print-xml one
 	says 'into the <cpu> that is there'
-	v dumpxml --inactive one > "$FM_TMP/xml"
-	python3 -c '
-import sys, xml.etree.ElementTree as tree
-domain = tree.parse(sys.argv[1]).getroot()
-for e in tree.fromstring("<all>" + open(sys.argv[2]).read() + "</all>"):
-    if e.tag == "cpu":
-        domain.find("cpu").append(e.find("numa"))
-    else:
-        domain.append(e)
-tree.ElementTree(domain).write(sys.argv[3])
-' "$FM_TMP/xml" "$FM_TMP/out" "$LV_DIR/guest/more.xml"
-	v define /run/guest/more.xml
-	v start one --paused
-	hotplug 0 one 128M
-	hotplug 0 --attach one
-	hotplug 0 --print-xml one
-	says 'has all that far memory needs'
-	v destroy one
 	domain_forget one
 	for bad in hugepages locked; do
 		domain_xml two --plain --top "<memoryBacking><$bad/></memoryBacking><memtune><hard_limit unit='GiB'>4</hard_limit></memtune>" \
@@ -394,6 +376,58 @@ tree.ElementTree(domain).write(sys.argv[3])
 		says 'instead of the <memoryBacking> that is there'
 		v undefine two
 	done
+}
+
+@test "the session of the man page and of README, as written, in a domain that had none of what it takes" {
+	local lines
+	start_faultd --local 64M
+	domain_xml vm1 --plain --mib 1024 > "$LV_DIR/guest/vm1.xml"
+	domain_pipes vm1
+	v define /run/guest/vm1.xml
+	mapfile -t lines < <(sed -n '/^The same with libvirt/,/^\.Ed/s/^# //p' "$FM_ROOT/man/fm-hotplug.8")
+	printf '%s\n' "${lines[@]}"
+	[ "${#lines[@]}" -eq 4 ]
+	grep -qE "^ +sudo build/bin/${lines[2]} " "$FM_ROOT/README.md"
+	# An operator with an editor.
+	cat > "$FM_TMP/editor" << 'EOT'
+#!/usr/bin/python3
+import os, sys, xml.etree.ElementTree as tree
+domain = tree.parse(sys.argv[1]).getroot()
+for e in tree.fromstring("<all>" + open(os.environ["SESSION_OUT"]).read() + "</all>"):
+    if e.tag == "cpu":
+        domain.find("cpu").append(e.find("numa"))
+    else:
+        domain.append(e)
+tree.ElementTree(domain).write(sys.argv[1])
+EOT
+	chmod +x "$FM_TMP/editor"
+	session() {
+		echo "# $1"
+		in_libvirt timeout 200 env "PATH=$FM_BIN:$PATH" "EDITOR=$FM_TMP/editor" "SESSION_OUT=$FM_TMP/out" bash -c "$1" > "$FM_TMP/out.new" 2>&1 || {
+			cat "$FM_TMP/out.new"
+			return 1
+		}
+		mv "$FM_TMP/out.new" "$FM_TMP/out"
+		cat "$FM_TMP/out"
+	}
+	session "${lines[0]}"
+	session "${lines[1]}"
+	v start vm1
+	domain_wait vm1
+	guest_cmd 'fm-online --watch > /tmp/online 2>&1 &'
+	session "${lines[2]}"
+	session "${lines[3]}"
+	guest_wait_mib 4600
+	run guest_cmd -t 300 'memcheck 268435456 1'
+	echo "$output"
+	[[ $output == *', 0 wrong bytes'* ]]
+	wait_for 60 remote_above 40000
+	hotplug 0 --print-xml vm1
+	says 'has all that far memory needs'
+	v destroy vm1
+	domain_forget vm1
+	wait_for 60 no_region
+	wait_for 60 store_is_empty
 }
 
 @test "virtio-mem through libvirt" {
