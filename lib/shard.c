@@ -39,7 +39,9 @@ static void wake_evictor(struct fm_shard *s)
 {
 	uint64_t one = 1;
 
-	if (atomic_exchange(&s->o.daemon->evictor_sleeping, 0) && write(s->o.evictor_eventfd, &one, sizeof one) < 0) {
+	/* Looked at first: it is awake as a rule, and the line is every shard's. */
+	if (atomic_load(&s->o.daemon->evictor_sleeping) && atomic_exchange(&s->o.daemon->evictor_sleeping, 0) &&
+	    write(s->o.evictor_eventfd, &one, sizeof one) < 0) {
 		/* full: it is readable anyhow */
 	}
 }

@@ -17,7 +17,7 @@
 
 #define FM_PAGE_SHIFT  12
 #define FM_PAGE_SIZE   4096u
-#define FM_SHM_VERSION 2u
+#define FM_SHM_VERSION 3u
 #define FM_MAGIC_DAEMON 0x004e4f4d45414446ull /* "FDAEMON\0" */
 #define FM_MAGIC_REGION 0x004e4f4947455246ull /* "FREGION\0" */
 
@@ -114,10 +114,11 @@ struct fm_shard_shm {
 	uint64_t pages;
 	_Atomic uint64_t hva;  /* client's address of first_page; changes on mremap */
 	int32_t client_uffd;   /* its number in the client process */
-	_Atomic uint32_t reading; /* 1: events may have been read that are not noted yet. Written by the shard */
+	/* From here on written in each turn, while the evictor reads what is above for each page. */
+	_Alignas(64) _Atomic uint32_t reading; /* 1: events may have been read that are not noted yet. Written by the shard */
 	/* Pages the shard owns (BUSY), page + 1; 0 none. Entry set before the page is taken, cleared after it is given back. */
 	_Atomic uint32_t inflight[FM_BATCH];
-	_Atomic uint64_t discarding; /* slots of discard in use */
+	_Alignas(64) _Atomic uint64_t discarding; /* slots of discard in use */
 	struct fm_discard_shm discard[FM_DISCARDS];
 	/* Event ring to the evictor: pages that became resident or await a delete. One writer (shard), one reader (evictor). */
 	_Alignas(64) _Atomic uint32_t ring_head; /* written by the shard */
@@ -153,13 +154,13 @@ struct fm_region_hdr {
 	char vm_id[FM_NAME_MAX];             /* memory backend's id in QEMU, or "" */
 	_Atomic uint64_t limit_pages;        /* local budget of this region; 0 none */
 	_Atomic uint64_t grace_ms; /* a page that was written stays so long after it was write-protected: see grace.h */
-	_Atomic uint64_t cooling;  /* pages in their grace, or past it and kept while there is room; written by the evictor */
+	_Atomic uint64_t flags;    /* enum fm_region_flag; read for each fault, seldom written */
 	_Alignas(64) _Atomic uint64_t resident; /* pages in a resident state */
 	_Atomic uint64_t remote;             /* pages REMOTE */
-	_Atomic uint64_t flags;              /* enum fm_region_flag */
 	_Alignas(64) struct fm_evict_stats evict;
 	/* Pages the evictor owns (WRITEBACK, DROPPING), page + 1; set before it takes them, all cleared after the batch was counted. */
 	_Atomic uint32_t evict_inflight[FM_EVICT_BATCH];
+	_Atomic uint64_t cooling; /* pages in their grace, or past it and kept while there is room; written by the evictor */
 	_Alignas(64) struct fm_baseline baseline; /* written by fm-stat clear */
 };
 

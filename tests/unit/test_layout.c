@@ -32,14 +32,14 @@
 	F(fm_region_hdr, vm_id, 168, 64) \
 	F(fm_region_hdr, limit_pages, 232, 8) \
 	F(fm_region_hdr, grace_ms, 240, 8) \
-	F(fm_region_hdr, cooling, 248, 8) \
+	F(fm_region_hdr, flags, 248, 8) \
 	F(fm_region_hdr, resident, 256, 8) \
 	F(fm_region_hdr, remote, 264, 8) \
-	F(fm_region_hdr, flags, 272, 8) \
 	F(fm_region_hdr, evict, 320, 64) \
 	F(fm_region_hdr, evict_inflight, 384, 512) \
-	F(fm_region_hdr, baseline, 896, 2416) \
-	S(fm_region_hdr, 3328) \
+	F(fm_region_hdr, cooling, 896, 8) \
+	F(fm_region_hdr, baseline, 960, 2416) \
+	S(fm_region_hdr, 3392) \
 	F(fm_evict_stats, evictions, 0, 8) \
 	F(fm_evict_stats, evictions_clean, 8, 8) \
 	F(fm_evict_stats, evictions_zero, 16, 8) \
@@ -77,17 +77,17 @@
 	F(fm_shard_shm, pages, 8, 8) \
 	F(fm_shard_shm, hva, 16, 8) \
 	F(fm_shard_shm, client_uffd, 24, 4) \
-	F(fm_shard_shm, reading, 28, 4) \
-	F(fm_shard_shm, inflight, 32, 256) \
-	F(fm_shard_shm, discarding, 288, 8) \
-	F(fm_shard_shm, discard, 296, 2560) \
-	F(fm_shard_shm, ring_head, 2880, 4) \
-	F(fm_shard_shm, ring_lost, 2884, 4) \
-	F(fm_shard_shm, ring_tail, 2944, 4) \
-	F(fm_shard_shm, ring, 3008, 4096) \
-	F(fm_shard_shm, stats, 7104, 2368) \
-	F(fm_shard_shm, events, 9472, 2048) \
-	S(fm_shard_shm, 11520) \
+	F(fm_shard_shm, reading, 64, 4) \
+	F(fm_shard_shm, inflight, 68, 256) \
+	F(fm_shard_shm, discarding, 384, 8) \
+	F(fm_shard_shm, discard, 392, 2560) \
+	F(fm_shard_shm, ring_head, 3008, 4) \
+	F(fm_shard_shm, ring_lost, 3012, 4) \
+	F(fm_shard_shm, ring_tail, 3072, 4) \
+	F(fm_shard_shm, ring, 3136, 4096) \
+	F(fm_shard_shm, stats, 7232, 2368) \
+	F(fm_shard_shm, events, 9600, 2048) \
+	S(fm_shard_shm, 11648) \
 	F(fm_discard_shm, first, 0, 8) \
 	F(fm_discard_shm, at, 8, 8) \
 	F(fm_discard_shm, end, 16, 8) \
@@ -227,7 +227,7 @@ static_assert(FM_PS_MASK == 0x7 && FM_OR_SHIFT == 3 && FM_F_WAITER == 1 << 6 && 
 		  FM_F_ZERO == 1 << 9 && FM_EP_SHIFT == 10 && FM_GEN_SHIFT == 20,
 	      "page words");
 static_assert(FM_CTL_OK == 1 && FM_CTL_REGISTER == 6 && FM_CTL_LIMIT == 11 && FM_CTL_DETACH == 17 && FM_CTL_REGION_HELD == 21, "message types");
-static_assert(FM_SHM_VERSION == 2 && FM_CTL_VERSION == 1, "versions");
+static_assert(FM_SHM_VERSION == 3 && FM_CTL_VERSION == 1, "versions");
 
 struct row {
 	const char *structure, *field; /* field NULL: the structure itself */
