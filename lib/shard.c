@@ -328,6 +328,9 @@ static void *shard_main(void *arg)
 		pthread_mutex_lock(&s->turn);
 		if (events)
 			read_events(s);
+		/* Who discards all the time would keep the wait above from ever being late. */
+		if (!s->npending)
+			shard_near_settle(s);
 		left = shard_discard_some(s);
 		home = shard_home_some(s, left);
 		if (s->npending) {

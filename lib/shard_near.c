@@ -7,7 +7,7 @@
  * waker, which runs as soon as the shard sleeps, and is preempted by whom it wakes.
  *
  * A thread of that class gets nothing on a busy CPU, so nobody depends on it: the shard, which is an ordinary thread, knows of one wake-up that may
- * not have been made, and makes it itself (twice does no harm) before anything else that takes time, when another fault comes, and after
+ * not have been made, and makes it itself (twice does no harm) before anything else that takes time, when another event comes, and after
  * LATE_MS at the latest. A wake-up changes no mapping and needs no owner: when fm-faultd dies in between, its successor wakes the whole range.
  *
  * The waker cannot be waited for either. It is detached, has a userfaultfd descriptor of its own, and ends when it next gets to run.
