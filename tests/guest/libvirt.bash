@@ -1,6 +1,8 @@
 # Domains of a real libvirtd, started by hand: sourced by tests/guest/libvirt*.bats after ../bats/helper and lib.
 #
 #   libvirt_start             for setup_file: start libvirtd (see libvirtd.sh)
+#   libvirt_again             for setup: know the one that runs
+#   libvirt_restart PID       end it, and start another in the mount namespace of PID, a domain's process
 #   libvirt_stop              for teardown_file: end its domains, then itself
 #   in_libvirt CMD...         run a command where its sockets and files are (mount namespace; the working directory is /)
 #   v ARGS...                 virsh there
@@ -32,7 +34,12 @@ libvirt_start() {
 	chmod a+r "$LV_DIR"/guest/*
 	# It becomes libvirtd by exec: this pid is libvirtd's.
 	unshare --mount "$LV_HERE/libvirtd.sh" "$LV_DIR" > "$LV_DIR/libvirtd.log" 2>&1 3>&- < /dev/null &
-	export LV_PID=$!
+	libvirt_ready $!
+}
+
+libvirt_ready() {
+	LV_PID=$1
+	echo "$LV_PID" > "$LV_DIR/pid"
 	# shellcheck disable=SC2317 # wait_for calls it
 	libvirt_answers() { v version > /dev/null 2>&1; }
 	wait_for 60 libvirt_answers || {
@@ -41,8 +48,23 @@ libvirt_start() {
 	}
 }
 
+libvirt_again() {
+	LV_PID=$(cat "$LV_DIR/pid")
+}
+
+libvirt_restart() {
+	kill -TERM "$LV_PID"
+	# Who has to reap it may have ended.
+	# shellcheck disable=SC2317 # wait_for calls it
+	ended() { ! grep -qs '^State:.[^ZX]' "/proc/$LV_PID/status"; }
+	wait_for 30 ended
+	nsenter -t "$1" -m libvirtd --config /etc/libvirt/libvirtd.conf >> "$LV_DIR/libvirtd.log" 2>&1 3>&- < /dev/null &
+	libvirt_ready $!
+}
+
 libvirt_stop() {
 	local id
+	[ ! -e "$LV_DIR/pid" ] || libvirt_again
 	[ -n "${LV_PID-}" ] && alive "$LV_PID" || return 0
 	for id in $(v list --id); do
 		v destroy "$id" || true

@@ -16,6 +16,7 @@ teardown_file() {
 
 setup() {
 	fm_setup
+	libvirt_again
 }
 
 teardown() {
@@ -286,6 +287,10 @@ uffds() {
 	hotplug 1 --attach one
 	says 'attached already'
 	[[ $output != *custom-monitor* ]]
+	# libvirtd goes and comes: the domain and its regions stay.
+	libvirt_restart "$(domain_pid one)"
+	hotplug 0 --list one
+	[ "$(grep -c ' yes ' "$FM_TMP/out")" = 3 ]
 	# The only one that is not far.
 	hotplug 0 --detach one ram-node1
 	says 'ram-node1: detached'
