@@ -19,7 +19,7 @@ static int moving_ioctl(int fd, unsigned long request, void *arg)
 	if (request == UFFDIO_WRITEPROTECT && w->mode && !moved) {
 		size_t bytes = PAGES / SHARDS * FM_PAGE_SIZE;
 
-		moved = mremap(t.memory, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+		moved = mremap(t.memory, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL); /* glibc passes the last one on, given or not */
 	}
 	return ioctl(fd, request, arg);
 }
