@@ -183,3 +183,17 @@ no_regions() {
 store_is_empty() {
 	[ "$(blocks_of "$FM_TMP/store")" -eq 0 ]
 }
+
+# Descriptors that fm-faultd and its children have open.
+daemon_files() {
+	local pid n=0
+	for pid in "$FAULTD_PID" $(children_of "$FAULTD_PID"); do
+		n=$((n + $(find "/proc/$pid/fd" -type l 2> /dev/null | wc -l)))
+	done
+	echo "$n"
+}
+
+# As many as there were when the daemons had long been up: `before=$(daemon_files)`, and later `wait_for 20 daemon_files_are "$before"`.
+daemon_files_are() {
+	[ "$(daemon_files)" = "$1" ]
+}

@@ -34,9 +34,10 @@ remote_above() {
 }
 
 @test "attach, detach, attach under a checker in the guest: 0 wrong bytes, and nothing is left behind" {
-	local before
+	local before files
 	start_faultd --local 48M
 	guest_start --share
+	files=$(daemon_files)
 	check_begin 100663296
 	for _ in 1 2 3; do
 		hotplug --attach "$GUEST_QMP"
@@ -52,6 +53,7 @@ remote_above() {
 		store_is_empty
 		[ "$(registered)" = 0 ]
 		[ "$(uffds)" = 0 ]
+		wait_for 20 daemon_files_are "$files"
 	done
 	hotplug --attach "$GUEST_QMP"
 	wait_for 60 remote_above 4096

@@ -120,6 +120,7 @@ uffds() {
 @test "unplugged and plugged again 20 times under use, 0 wrong bytes" {
 	start_faultd --local 16M
 	guest_start
+	files=$(daemon_files)
 	guest_cmd 'fm-online --watch > /tmp/online 2>&1 &'
 	guest_cmd 'awk "/^MemTotal:/ { print \$2 }" /proc/meminfo > /tmp/before'
 	for i in {1..20}; do
@@ -131,6 +132,8 @@ uffds() {
 		[ "$(regions)" = 0 ]
 	done
 	[ "$(uffds)" = 0 ]
+	wait_for 20 daemon_files_are "$files"
+	wait_for 20 store_is_empty
 	guest_stop
 	stop_faultd
 }

@@ -74,6 +74,7 @@ uffds() {
 @test "a DIMM by name, another by UUID: libvirt knows them, every byte is right, and out again" {
 	start_faultd --local 24M
 	domain_start one
+	files=$(daemon_files)
 	uuid=$(v domuuid one)
 	guest_cmd 'fm-online --watch > /tmp/online 2>&1 &'
 	hotplug 0 one 128M
@@ -112,6 +113,7 @@ uffds() {
 	domain_forget one
 	wait_for 30 no_region
 	wait_for 30 store_is_empty
+	wait_for 30 daemon_files_are "$files"
 	stop_faultd
 }
 

@@ -116,9 +116,10 @@ resident_is_limited() {
 }
 
 @test "balloon, free page reporting, a stop with migration to a file, reset and panic: 0 wrong bytes, and what is given up is freed" {
-	local before
+	local before files
 	start_faultd --local 32M
 	guest_start --share -- -device virtio-balloon-pci,id=b0,free-page-reporting=on
+	files=$(daemon_files)
 	hotplug --attach "$GUEST_QMP"
 	guest_cmd 'load_virtio virtio_balloon'
 	run guest_cmd -t 200 'memcheck 104857600 2'
@@ -163,6 +164,7 @@ resident_is_limited() {
 	wait_for 60 gone "$GUEST_PID"
 	wait_for 60 no_regions
 	store_is_empty
+	wait_for 20 daemon_files_are "$files"
 	stop_faultd
 }
 
@@ -184,9 +186,10 @@ use_guest() {
 }
 
 @test "two guests; sha256sum and sort of more than the budget; one ends by quit, the other goes on" {
-	local count=1200000
+	local count=1200000 files
 	start_faultd --local 24M
 	guest_start --share
+	files=$(daemon_files)
 	track "$GUEST_TIMEOUT_PID" "$GUEST_PID"
 	keep_guest a
 	guest_start --share
@@ -217,5 +220,6 @@ use_guest() {
 	guest_stop
 	wait_for 60 no_regions
 	store_is_empty
+	wait_for 20 daemon_files_are "$files"
 	stop_faultd
 }
