@@ -38,7 +38,7 @@ guest_start() {
 		qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot \
 		-machine q35 -accel "$accel" -smp 1 -m "$mem,slots=16,maxmem=16G" "${share[@]}" \
 		-kernel "$kernel/vmlinux" -initrd "$initramfs" \
-		-append 'console=ttyS0 loglevel=4 panic=-1 mitigations=off' \
+		-append 'console=ttyS0 loglevel=4 panic=-1 no_timer_check mitigations=off' \
 		-chardev "file,id=console,path=$GUEST_DIR/console.log" -serial chardev:console \
 		-chardev "pipe,id=lines,path=$GUEST_DIR/serial" -serial chardev:lines \
 		-chardev "socket,id=qmp,path=$GUEST_QMP,server=on,wait=off" -mon chardev=qmp,mode=control \

@@ -74,7 +74,7 @@ libvirt_stop() {
 }
 
 in_libvirt() {
-	nsenter -t "$LV_PID" -m "$@" 3>&-
+	nsenter -t "$LV_PID" -m -r "$@" 3>&-
 }
 
 v() {
@@ -105,7 +105,7 @@ domain_xml() {
 <memory unit='MiB'>$mib</memory>
 <vcpu>$cells</vcpu>
 <os><type arch='x86_64' machine='q35'>hvm</type><kernel>/run/guest/vmlinux</kernel><initrd>/run/guest/initramfs</initrd>
-<cmdline>console=ttyS0 loglevel=4 panic=-1 mitigations=off</cmdline></os>
+<cmdline>console=ttyS0 loglevel=4 panic=-1 no_timer_check mitigations=off</cmdline></os>
 <features><acpi/></features>
 EOT
 	[ -n "$plain" ] || cat << EOT
