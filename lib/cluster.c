@@ -102,6 +102,12 @@ void fm_cluster_retire(struct fm_cluster_shm *c)
 	}
 }
 
+void fm_cluster_all_stale(struct fm_cluster_shm *c)
+{
+	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)
+		atomic_fetch_or(&c->server[i].flags, FM_SERVER_STALE);
+}
+
 unsigned fm_cluster_epochs(const struct fm_cluster_shm *c)
 {
 	unsigned n = 0;

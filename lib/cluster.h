@@ -36,6 +36,7 @@ enum fm_server_role {
 enum fm_server_flags {
 	FM_SERVER_MISSED = 1, /* it did not get its copy of a page; cleared when an epoch is opened */
 	FM_SERVER_FULL = 2,   /* it refused a page for want of room, and took none since */
+	FM_SERVER_STALE = 4,  /* a put or a delete may not have reached it: keys that no word names may be there. Cleared when it is swept */
 };
 
 /* Written by fm-faultd's main thread only, but for flags. */
@@ -107,6 +108,9 @@ int fm_cluster_open_epoch(struct fm_cluster_shm *c, uint64_t servers);
 
 /* Retire the epochs that c->settled says no page names. fm-faultd's main thread only. */
 void fm_cluster_retire(struct fm_cluster_shm *c);
+
+/* Any server may have keys that no word names: whoever deleted some is gone, and cannot say which. Any thread, any process. */
+void fm_cluster_all_stale(struct fm_cluster_shm *c);
 
 /* How many epochs are in use. Any thread, any process. */
 unsigned fm_cluster_epochs(const struct fm_cluster_shm *c);

@@ -15,6 +15,7 @@
 #define PASSES     8   /* listings of one server at most */
 #define BUSY_TRIES 100 /* waits of 100 ms for somebody else's listing to end */
 #define REGION_KEY 18  /* "fm" and the region's id */
+#define PAGE_KEY   37  /* ... page and generation */
 
 /* A connection that is read line by line. */
 struct line_conn {
@@ -177,6 +178,40 @@ const char *fm_mccollect_key(const char *line, size_t len, uint64_t region, size
 	return *key_len > FM_MC_KEY_MAX ? NULL : line;
 }
 
+static bool hex(const char *from, unsigned digits, uint64_t *out)
+{
+	*out = 0;
+	for (; digits; digits--, from++) {
+		unsigned d = *from >= '0' && *from <= '9' ? (unsigned)(*from - '0') : *from >= 'a' && *from <= 'f' ? (unsigned)(*from - 'a') + 10 : 16;
+
+		if (d > 15)
+			return false;
+		*out = *out << 4 | d;
+	}
+	return true;
+}
+
+const char *fm_mccollect_parse(const char *line, size_t len, uint64_t *region, uint64_t *page, uint64_t *gen, size_t *key_len)
+{
+	if (!begins(line, len, "key=fm") || len < 4 + PAGE_KEY || (len > 4 + PAGE_KEY && line[4 + PAGE_KEY] != ' ') || !hex(line + 6, 16, region) ||
+	    !hex(line + 22, 8, page) || !hex(line + 30, 11, gen))
+		return NULL;
+	*key_len = PAGE_KEY;
+	return line + 4;
+}
+
+/* The key of a line, when it is to be deleted. */
+static const char *wanted(const struct fm_mccollect *c, const char *line, size_t len, size_t *key_len)
+{
+	uint64_t region, page, gen;
+	const char *key;
+
+	if (!c->garbage)
+		return fm_mccollect_key(line, len, c->region, key_len);
+	key = fm_mccollect_parse(line, len, &region, &page, &gen, key_len);
+	return key && c->garbage(c->arg, region, page, gen) ? key : NULL;
+}
+
 /* Deletes in flight on the second connection. */
 struct deleter {
 	struct line_conn conn;
@@ -218,8 +253,8 @@ static int send_delete(struct deleter *d, const char *key, size_t len)
 	return e;
 }
 
-/* One listing: delete what it names of the region. -EAGAIN: somebody else's listing is under way. */
-static int one_pass(struct line_conn *l, struct deleter *d, uint64_t region, uint64_t *found, const char **what)
+/* One listing: delete what it names of the region, or what is garbage. -EAGAIN: somebody else's listing is under way. */
+static int one_pass(struct line_conn *l, struct deleter *d, const struct fm_mccollect *c, uint64_t *found, const char **what)
 {
 	static const char ask[] = "lru_crawler metadump all\r\n";
 	const char *line;
@@ -238,7 +273,7 @@ static int one_pass(struct line_conn *l, struct deleter *d, uint64_t region, uin
 			*what = "does not list its keys (an old version, or started with -o no_lru_crawler?)";
 			return -EPROTO;
 		}
-		key = fm_mccollect_key(line, len, region, &key_len);
+		key = wanted(c, line, len, &key_len);
 		if (key) {
 			++*found;
 			e = send_delete(d, key, key_len);
@@ -272,13 +307,13 @@ int fm_mccollect_server(const struct fm_mc_address *a, struct fm_mccollect *c, c
 	/* A listing walks lists that change meanwhile, and may miss a key: until one finds none. */
 	while (e == 0) {
 		found = 0;
-		e = one_pass(l, d, c->region, &found, &what);
+		e = one_pass(l, d, c, &found, &what);
 		if (e == -EAGAIN) {
 			e = stopped(c) ? -ECANCELED : ++busy > BUSY_TRIES ? -EBUSY : 0;
 			nap();
 			continue;
 		}
-		if (e == 0 && found == 0)
+		if (e == 0 && (found == 0 || c->garbage))
 			break;
 		if (e == 0 && ++passes == PASSES)
 			e = -EBUSY;

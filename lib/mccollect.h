@@ -16,14 +16,16 @@
 /* What to delete, how long to wait, and what was done. */
 struct fm_mccollect {
 	uint64_t region;
+	/* Instead of region: is a key one that no page word names, and none ever will? Each that the server has is asked about. NULL: region */
+	bool (*garbage)(void *arg, uint64_t region, uint64_t page, uint64_t gen);
 	unsigned timeout_ms;     /* a server that moves no byte for so long is given up; 0 is 5000 */
 	bool (*stop)(void *arg); /* asked every 100 ms or so: give up? NULL: no */
-	void *arg;
+	void *arg; /* of both */
 	uint64_t deleted; /* out: keys deleted, added to */
 };
 
 /*
- * Delete every key of c->region on one server. Returns 0 (none is left), or -errno with one line in why (256 bytes): -ECONNREFUSED and -ENOENT
+ * Delete every key of c->region on one server; or with c->garbage those that one listing has and that it says so of. Returns 0 (none is left), or -errno with one line in why (256 bytes): -ECONNREFUSED and -ENOENT
  * (no server there: what it held is gone with it), -ETIMEDOUT, -ECANCELED (stop), -EPROTO (it cannot list its keys, or is no
  * memcached), -EBUSY (keys keep coming, or another listing does not end).
  */
@@ -33,6 +35,9 @@ int fm_mccollect_server(const struct fm_mc_address *a, struct fm_mccollect *c, c
  * Is a line of a listing (without its end) about a key of region? Returns the key, into the line, and *key_len; or NULL. Pure; any thread.
  */
 const char *fm_mccollect_key(const char *line, size_t len, uint64_t region, size_t *key_len);
+
+/* Read a line of a listing about any page's key: region, page and generation. Returns the key, as above. Pure; any thread. */
+const char *fm_mccollect_parse(const char *line, size_t len, uint64_t *region, uint64_t *page, uint64_t *gen, size_t *key_len);
 
 /* Leave a sign of life of host on a server, for ttl_s seconds (1..2592000). Returns 0 or -errno. */
 int fm_mccollect_beat(const struct fm_mc_address *a, uint64_t host, unsigned ttl_s, unsigned timeout_ms);

@@ -216,6 +216,7 @@ static bool note_life(const struct fm_mc_server *v)
 	/* First what outlives us: who sees the new life only must not take it for the one that had the copies. */
 	if (another) {
 		atomic_fetch_or(&shm->flags, FM_SERVER_MISSED);
+		atomic_fetch_and(&shm->flags, ~(uint32_t)FM_SERVER_STALE); /* it is empty */
 		atomic_fetch_add(&shm->restarts, 1);
 	}
 	atomic_store(&shm->pid, h->pid);

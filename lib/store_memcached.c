@@ -249,6 +249,15 @@ static void settle(struct mc_store *s, struct fm_mc_server *v, enum outcome o)
 		set_outcome(s, i, v, o);
 }
 
+/* What it was sent, or was not, it may do late or never: then it has a key that no word names. */
+static void note_stale(const struct fm_mc_server *v)
+{
+	_Atomic uint32_t *flags = &fm_mc_server_shm(v)->flags;
+
+	if (!(atomic_load(flags) & FM_SERVER_STALE))
+		atomic_fetch_or(flags, FM_SERVER_STALE);
+}
+
 /* It refused a connection: is there nothing to wait for? One that has left the store is looked after by nobody. */
 static bool is_gone(const struct fm_mc_server *v)
 {
@@ -286,6 +295,8 @@ static void run(struct mc_store *s, fm_mc_handler *handler)
 			continue;
 		if (v->conn.error)
 			o = is_gone(v) ? GONE : UNKNOWN;
+		if (v->next < v->nsent && handler != on_get)
+			note_stale(v);
 		while (v->next < v->nsent)
 			settle(s, v, o);
 		v->nsent = v->next = 0;
@@ -490,6 +501,8 @@ static void send_delete_old(struct mc_store *s, uint64_t region, unsigned i)
 
 		if (!v->conn.error && fm_mc_usable(&v->conn) && fm_mc_add(&v->conn, line, n, 1) == 0)
 			v->sent[v->nsent++] = (uint8_t)(i | SENT_BESIDE);
+		else
+			note_stale(v);
 	}
 }
 
@@ -570,6 +583,8 @@ static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_
 
 	key_of(key, region, s->req[i].page, gen);
 	n = fm_mc_delete(line, sizeof line, key);
+	if (copies < s->servers.n && !known_servers(s, epoch))
+		fm_cluster_all_stale(s->servers.cluster); /* it may be on others than these */
 	for (unsigned c = 0; c < copies; c++) {
 		struct fm_mc_server *v = &s->servers.server[place[c]];
 
@@ -580,10 +595,13 @@ static void send_delete(struct mc_store *s, uint64_t region, unsigned i, uint64_
 		/* One that looks down is not waited for, unless it has just answered. */
 		if (fm_mc_server_looks_down(v) && v->conn.state != FM_MC_READY) {
 			set_outcome(s, i, v, fm_mc_server_dead(v) ? GONE : UNKNOWN);
+			note_stale(v);
 			continue;
 		}
-		if (!can_ask(s, i, v) || fm_mc_add(&v->conn, line, n, 1))
+		if (!can_ask(s, i, v) || fm_mc_add(&v->conn, line, n, 1)) {
+			note_stale(v);
 			continue;
+		}
 		set_outcome(s, i, v, ASKED);
 		v->sent[v->nsent++] = (uint8_t)i;
 	}

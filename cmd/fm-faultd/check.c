@@ -158,8 +158,10 @@ static bool check_run_dir(const struct faultd *d)
 	return say(true, "run directory", text);
 }
 
-static bool check_store(const struct faultd *d)
+/* members: the registry's servers, instead of those of --store; NULL: these. */
+static bool check_store(const struct faultd *d, const struct fm_members *members)
 {
+	const char *what = members ? "registry store" : "store", *name = members ? "the registry's members" : d->store_uri;
 	struct fm_store_options o = d->store_options;
 	struct fm_store *s;
 	char why[FM_STORE_WHY], text[400], a[16], b[16];
@@ -170,31 +172,35 @@ static bool check_store(const struct faultd *d)
 	/* Every server must be there; and the default key is made by the daemon, not by a question. */
 	o.must_answer = true;
 	o.no_seal = !o.key_file;
+	o.members = members;
 	e = fm_store_open(d->store_uri, &o, &s, why);
 	if (e)
-		return say(false, "store", why);
+		return say(false, what, why);
 	e = fm_store_usage(s, &used, &limit);
 	servers = fm_store_servers(s);
 	fm_store_close(s);
 	if (e) {
-		snprintf(text, sizeof text, "%.200s: %s", d->store_uri, strerror(-e));
-		return say(false, "store", text);
+		snprintf(text, sizeof text, "%.200s: %s", name, strerror(-e));
+		return say(false, what, text);
 	}
 	if (used || limit)
-		snprintf(text, sizeof text, "%.200s: %s used of %s", d->store_uri, fm_size_format(used / 4096, a),
+		snprintf(text, sizeof text, "%.200s: %s used of %s", name, fm_size_format(used / 4096, a),
 			 fm_size_format(limit / 4096, b));
 	else
-		snprintf(text, sizeof text, "%.200s: answers, %u servers", d->store_uri, servers);
-	return say(true, "store", text);
+		snprintf(text, sizeof text, "%.200s: answers, %u servers", name, servers);
+	return say(true, what, text);
 }
 
 static bool check_registry(const struct faultd *d)
 {
+	struct fm_members members = {.n = 0};
 	char why[FM_STORE_WHY];
 
-	if (registry_probe(d->registry_uri, why))
+	if (registry_probe(d->registry_uri, &members, why))
 		return say(false, "registry", why);
-	return say(true, "registry", d->registry_uri);
+	say(true, "registry", d->registry_uri);
+	/* These are the ones that will be used, whatever --store names. */
+	return !members.n || strncmp(d->store_uri, "memcached:", 10) != 0 || check_store(d, &members);
 }
 
 int check_host(const struct faultd *d)
@@ -206,7 +212,7 @@ int check_host(const struct faultd *d)
 	good &= check_ptrace();
 	good &= check_sandbox(d);
 	good &= check_run_dir(d);
-	good &= check_store(d);
+	good &= check_store(d, NULL);
 	good &= check_registry(d);
 	return good ? FM_EXIT_OK : FM_EXIT_FAILED;
 }

@@ -184,6 +184,7 @@ void evictor_lost(struct faultd *d)
 	int e;
 
 	atomic_store(&d->hold, d->spawn_evictor);
+	fm_cluster_all_stale(&d->daemon->cluster); /* it may have died with puts and deletes under way */
 	/* Its connection is closed, perhaps by us: it must be dead before anything of it is mended. */
 	e = evictor_exclude(d, pid);
 	if (e)

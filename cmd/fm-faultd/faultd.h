@@ -128,6 +128,7 @@ struct faultd {
 	struct fm_registry *registry; /* NULL: none */
 	struct membership membership;
 	struct collector *collector;
+	struct sweep *sweep; /* NULL: not running */
 	atomic_bool hold; /* are fills held back above the hard mark? */
 	atomic_bool near; /* may shards go to the CPU of who faults? Not before the sandbox is entered: it waits for all threads */
 	bool stop;
@@ -232,8 +233,8 @@ struct collector;
 int registry_check(const struct faultd *d, char *why);
 /* Connect, within some seconds; but when there are regions to take over, it may come later. Returns 0 or -errno with why. */
 int registry_open(struct faultd *d, char *why);
-/* Can it be used? Leaves nothing there. Returns 0 or -errno with why. */
-int registry_probe(const char *uri, char *why);
+/* Can it be used? Leaves nothing there. members: the store's, n is 0 when it has none. Returns 0 or -errno with why. */
+int registry_probe(const char *uri, struct fm_members *members, char *why);
 /* Every region of the run directory has been taken over or freed. */
 void registry_regions_known(struct faultd *d);
 /* An id that no region of any host has, recorded; *id stays as it is without a registry. Waits 2 s at most. 0 or -errno with why. */
@@ -265,6 +266,14 @@ void members_on_server(struct faultd *d, struct conn *c, const struct fm_ctl_ser
  */
 int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct collector **out);
 bool collector_stop(struct collector *c);
+
+/*
+ * sweep.c: the thread that deletes keys which no page has, in a memcached store. Regions were taken over. sweep_stop() waits for it, 200 ms or so.
+ */
+void sweep_start(struct faultd *d);
+void sweep_stop(struct faultd *d);
+/* A region's keys were deleted, where they could be. */
+void sweep_region_ended(struct faultd *d, uint64_t id);
 
 /* privilege.c. May this peer be the evictor, and change what is the host's? Root, and our own user. */
 bool conn_is_root(const struct conn *c);

@@ -451,6 +451,7 @@ int main(int argc, char **argv)
 	if (region_take_over(&d, why))
 		fm_die(FM_EXIT_FAILED, "%s", why);
 	registry_regions_known(&d);
+	sweep_start(&d);
 
 	FM_CRASH_POINT("start-taken-over");
 	if (server_open(&d, why))
@@ -468,6 +469,7 @@ int main(int argc, char **argv)
 	server_run(&d);
 	left = d.regions != NULL;
 	server_close(&d);
+	sweep_stop(&d);
 	registry_close(&d, left);
 	fm_store_close(d.store);
 	return FM_EXIT_OK;

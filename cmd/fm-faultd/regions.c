@@ -215,6 +215,7 @@ void region_free(struct faultd *d, struct region *r)
 		fm_warn("region %016llx: cannot free its pages in the store: %s", (unsigned long long)id, strerror(-e));
 	atomic_fetch_sub(&d->daemon->resident, fm_ld(&r->map.hdr->resident));
 	fm_info("region %016llx: ended", (unsigned long long)id);
+	sweep_region_ended(d, id); /* before it is forgotten here */
 	region_unlink_state(d, r);
 	FM_CRASH_POINT("free-unlinked");
 	registry_region_end(d, id);

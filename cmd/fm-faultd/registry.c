@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include "regauth.h"
 #include "registry.h"
 
+#define PROBE_MS  2000 /* for the membership to be read */
 #define OPEN_MS   5000 /* for the first connection */
 #define REGION_MS 2000 /* a new region waits for the registry no longer than that; nor does the main loop */
 #define CLOSE_MS  2000
@@ -130,7 +132,23 @@ int registry_open(struct faultd *d, char *why)
 	return e;
 }
 
-int registry_probe(const char *uri, char *why)
+/* The membership that it has, for whoever has just opened it. Returns 0, -ENOENT: none, or -EINVAL with why. */
+static int look_at_members(struct fm_registry *r, struct fm_members *members, char *why)
+{
+	struct fm_registry_news n;
+
+	for (unsigned i = 0; i < PROBE_MS / 50; i++) {
+		struct pollfd p = {.fd = fm_registry_fd(r), .events = POLLIN};
+
+		fm_registry_poll(r, &n);
+		if (n.members_changed)
+			return n.members ? fm_members_parse(n.members, strlen(n.members), members, why) : -ENOENT;
+		poll(&p, 1, 50);
+	}
+	return -ENOENT;
+}
+
+int registry_probe(const char *uri, struct fm_members *members, char *why)
 {
 	struct fm_registry_uri u;
 	struct fm_registry_options o = {.uri = &u, .host_text = "check=1\n", .must_answer = true};
@@ -143,10 +161,13 @@ int registry_probe(const char *uri, char *why)
 		if (getrandom(&o.host_id, sizeof o.host_id, 0) < 0)
 			return -errno;
 	} while (o.host_id == 0);
+	members->n = 0;
 	e = open_as(&o, OPEN_MS, &r, why);
-	if (e == 0)
-		fm_registry_close(r, false, CLOSE_MS);
-	return e;
+	if (e)
+		return e;
+	e = look_at_members(r, members, why);
+	fm_registry_close(r, false, CLOSE_MS);
+	return e == -ENOENT ? 0 : e;
 }
 
 void registry_close(struct faultd *d, bool regions_left)

@@ -195,6 +195,25 @@ new_regions_work() {
 	[[ $output == *"registry       FAIL  /none: no such znode"* ]]
 }
 
+@test "--check looks at the servers of --store and at those that the registry has" {
+	zk_start z
+	mc_start a
+	mc_start b
+	start_faultd --store "memcached:${MC_AT[a]}" --registry "$(zk_uri z)"
+	wait_for 10 zk_has z /fm/store/members
+	run "$FM_BIN/fm-faultd" --check --run-dir "$FM_TMP/other" --store "memcached:${MC_AT[b]}" --registry "$(zk_uri z)"
+	echo "$output"
+	[[ $output == *"store          ok    memcached:${MC_AT[b]}"* ]]
+	[[ $output == *"registry store ok    the registry's members: "* ]]
+	stop_faultd
+	mc_kill a
+	run "$FM_BIN/fm-faultd" --check --run-dir "$FM_TMP/other" --store "memcached:${MC_AT[b]}" --registry "$(zk_uri z)"
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[[ $output == *"store          ok    memcached:${MC_AT[b]}"* ]]
+	[[ $output == *"registry store FAIL  ${MC_AT[a]}: cannot be reached"* ]]
+}
+
 @test "bad registries: one line, exit 2 or 3" {
 	refused 2 'unknown registry; known are none zookeeper://' --registry etcd://x
 	refused 2 'empty server address' --registry zookeeper://

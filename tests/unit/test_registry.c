@@ -190,6 +190,17 @@ static void test_listing(void)
 	ok(!fm_mccollect_key(line, sizeof line - 1, 0xac, &n), "not of another region");
 	ok(!fm_mccollect_key(line, 20, 0xab, &n), "not from half a line");
 	ok(!fm_mccollect_key("", 0, 0xab, &n), "nor from an empty one");
+	{
+		static const char one[] = "key=fm00000000000000ab000000120000000003f exp=-1 la=1";
+		uint64_t region = 0, page = 0, gen = 0;
+		const char *k = fm_mccollect_parse(one, sizeof one - 1, &region, &page, &gen, &n);
+
+		ok(k == one + 4 && n == 37 && region == 0xab && page == 0x12 && gen == 0x3f, "a page's key: region, page and generation");
+		ok(fm_mccollect_parse(one, 41, &region, &page, &gen, &n) && !fm_mccollect_parse(one, 40, &region, &page, &gen, &n),
+		   "whole, and nothing else");
+		ok(!fm_mccollect_parse("key=fm00000000000000ab000000120000000003ff exp", 46, &region, &page, &gen, &n), "no longer one");
+		ok(!fm_mccollect_parse("key=fmhost00000000000000ab exp=1 aaaaaaaaaaaa", 45, &region, &page, &gen, &n), "a sign of life is none");
+	}
 	key = fm_mccollect_key(line, 41, 0xab, &n);
 	ok(key && n == 37, "a line may end after the key");
 	ok(!fm_mccollect_key("key=fm00000000000000ab%0d exp=1", 31, 0xab, &n), "a key with other characters is not ours");
