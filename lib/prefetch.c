@@ -183,3 +183,18 @@ void fm_prefetch_took(struct fm_prefetch *p, const struct fm_ahead *a, unsigned 
 	s->reached = reached;
 	s->unproven += brought;
 }
+
+struct fm_ahead fm_prefetch_next(const struct fm_prefetch *p, const struct fm_ahead *a)
+{
+	const struct fm_prefetch_stream *s = &p->stream[a->stream];
+	int64_t page = s->last + ((int64_t)s->reached + 1) * s->stride;
+	struct fm_ahead next = {.page = (uint32_t)page, .stride = s->stride, .stream = a->stream};
+
+	if (!s->stride || s->reached < FM_PREFETCH_SURE || page < 0 || page > UINT32_MAX)
+		return next;
+	/* A window that ended early had no room: nor will the next one. */
+	next.n = s->reached < s->window ? s->reached : s->window * 2;
+	if (next.n > p->cap)
+		next.n = p->cap;
+	return next;
+}

@@ -57,4 +57,11 @@ struct fm_ahead fm_prefetch_fault(struct fm_prefetch *p, uint32_t page);
  */
 void fm_prefetch_took(struct fm_prefetch *p, const struct fm_ahead *a, unsigned reached, unsigned brought);
 
+/*
+ * After fm_prefetch_took(): where will the stream's next fault be, and what will be wanted after it, if all goes on as it does? n is 0
+ * until windows have proved right a few times (FM_PREFETCH_SURE pages).
+ */
+#define FM_PREFETCH_SURE 8u
+struct fm_ahead fm_prefetch_next(const struct fm_prefetch *p, const struct fm_ahead *a);
+
 #endif

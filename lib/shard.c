@@ -338,6 +338,10 @@ static void *shard_main(void *arg)
 			check_marks(s);
 		}
 		counting = shard_count_some(s, events || s->npending);
+		if (s->stage.want.n && !s->npending && left == DISCARD_NONE && !home && !counting && !wait_event(s, 0)) {
+			shard_stage_begin(s);
+			shard_stage_end(s);
+		}
 		pthread_mutex_unlock(&s->turn);
 		shard_near_served(s);
 		if (counting)
@@ -377,11 +381,13 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	s->stats = &s->shm->stats;
 	s->words = o->map->words;
 	fcntl(o->uffd.fd, F_SETFL, O_RDWR | O_NONBLOCK);
-	s->buf = aligned_alloc(FM_PAGE_SIZE, (size_t)FM_FILL * FM_PAGE_SIZE);
+	s->buf = aligned_alloc(FM_PAGE_SIZE, (size_t)3 * FM_FILL * FM_PAGE_SIZE);
 	if (!s->buf) {
 		free(s);
 		return -ENOMEM;
 	}
+	s->stage.buf = s->buf + (size_t)FM_FILL * FM_PAGE_SIZE;
+	s->stage.used = s->stage.buf + (size_t)FM_FILL * FM_PAGE_SIZE;
 	fm_prefetch_init(&s->prefetch);
 	shard_near_init(s);
 	pthread_mutex_init(&s->turn, NULL);

@@ -86,7 +86,116 @@ void shard_ahead(struct fm_shard *s)
 		}
 		left -= brought;
 		fm_prefetch_took(&s->prefetch, &a, k - 1, brought);
+		if (f.source == FILL_STORE)
+			s->stage.want = fm_prefetch_next(&s->prefetch, &a);
 	}
 	fm_bump(&s->stats->prefetch_hits, s->prefetch.hits - hits);
 	fm_bump(&s->stats->prefetch_wasted, s->prefetch.wasted - wasted);
+}
+
+/*
+ * Why bytes that were got before the page was ours are right. A generation is issued once for a page, by the swap to WRITEBACK, and what the store
+ * holds under it is written once after that. So as long as the word has this generation, no write-back has begun since it was got, and the
+ * store's bytes are what they were: in place (dir:) as well, where those of a newer generation would overwrite them. The word may have
+ * come and gone in between (a page-in, left clean, discarded and lost): it is back at REMOTE with this generation only if the same copy
+ * counts. A copy that was moved has another epoch in its word.
+ */
+static uint64_t which(uint64_t w)
+{
+	return (w & (FM_GEN_MAX << FM_GEN_SHIFT | FM_EP_MASK)) | FM_REMOTE;
+}
+
+const unsigned char *shard_staged(struct fm_shard *s, const struct fill *f)
+{
+	struct stage *t = &s->stage;
+
+	for (unsigned i = 0; i < t->n; i++) {
+		unsigned k = (t->next + i) % t->n;
+
+		if (t->at[k].page != f->page || t->at[k].w != which(f->w))
+			continue;
+		t->at[k].w = 0;
+		t->next = k + 1;
+		t->penalty = 0;
+		return t->buf + (size_t)k * FM_PAGE_SIZE;
+	}
+	return NULL;
+}
+
+/* What was got for nothing is counted, and makes the next ones wait: two streams that take turns would have each other's bytes thrown away. */
+static void clear_stage(struct fm_shard *s)
+{
+	struct stage *t = &s->stage;
+	unsigned wasted = 0;
+
+	for (unsigned i = 0; i < t->n; i++)
+		wasted += t->at[i].w != 0;
+	if (wasted && wasted == t->n) {
+		t->penalty = t->penalty < 32 ? t->penalty * 2 + 1 : 63;
+		t->skip = t->penalty;
+	}
+	fm_bump(&s->stats->prefetch_wasted, wasted);
+	t->n = t->next = 0;
+}
+
+/* Note the pages that are to be got, in ascending order: so that they can be installed by one ioctl. */
+static void choose(struct fm_shard *s, const struct fm_ahead *want)
+{
+	uint64_t first = s->shm->first_page, end = first + s->shm->pages;
+	struct stage *t = &s->stage;
+
+	for (unsigned i = 0; i <= want->n && t->n < FM_FILL; i++) {
+		int64_t page = want->page + (int64_t)(want->stride < 0 ? want->n - i : i) * want->stride;
+		uint64_t w;
+
+		if (page < (int64_t)first || page >= (int64_t)end)
+			continue;
+		w = atomic_load(&s->words[page]);
+		if (fm_word_state(w) == FM_REMOTE)
+			t->at[t->n++] = (struct staged){.page = (uint32_t)page, .w = which(w)};
+	}
+}
+
+void shard_stage_begin(struct fm_shard *s)
+{
+	struct stage *t = &s->stage;
+	const struct fm_ahead want = t->want;
+	unsigned char *buf;
+
+	t->want.n = 0;
+	for (unsigned i = 0; i < t->n; i++)
+		if (t->at[i].w && t->at[i].page == want.page)
+			return; /* there is still enough */
+	clear_stage(s);
+	if (t->skip) {
+		t->skip--;
+		return;
+	}
+	choose(s, &want);
+	buf = t->used;
+	t->used = t->buf;
+	t->buf = buf;
+	for (unsigned i = 0; i < t->n; i++)
+		t->req[i] = (struct fm_store_req){.page = t->at[i].page,
+						  .gen = fm_word_gen(t->at[i].w),
+						  .epoch = fm_word_epoch(t->at[i].w),
+						  .buf = t->buf + (size_t)i * FM_PAGE_SIZE};
+	t->asked = t->n;
+	if (t->asked)
+		fm_store_get_begin(s->o.store, s->o.map->hdr->id, t->req, t->asked);
+}
+
+void shard_stage_end(struct fm_shard *s)
+{
+	struct stage *t = &s->stage;
+
+	if (!t->asked)
+		return;
+	fm_store_get_end(s->o.store, s->o.map->hdr->id, t->req, t->asked);
+	t->asked = 0;
+	fm_bump(&s->stats->store_gets, t->n);
+	/* What failed is no matter: the fault asks again, and is told. */
+	for (unsigned i = 0; i < t->n; i++)
+		if (t->req[i].result != FM_STORE_OK)
+			t->at[i].w = 0;
 }

@@ -384,9 +384,9 @@ static void get_pages(struct fm_shard *s, bool later)
 	for (unsigned i = 0; i < s->nfill; i++) {
 		struct fill *f = &s->fill[i];
 
-		if (f->source != FILL_STORE || is_later(f) != later || f->done || f->discarded)
+		if (f->source != FILL_STORE || is_later(f) != later || f->done || f->discarded || f->src)
 			continue;
-		f->slot = n;
+		f->src = s->buf + (size_t)n * FM_PAGE_SIZE;
 		who[n] = f;
 		req[n] = (struct fm_store_req){
 		    .page = f->page, .gen = fm_word_gen(f->w), .epoch = fm_word_epoch(f->w), .buf = s->buf + (size_t)n * FM_PAGE_SIZE};
@@ -430,7 +430,7 @@ static enum fm_uffd_result install(struct fm_shard *s, const struct fill *f, uns
 	if (m == MODE_ZERO_RW)
 		return fm_uffd_zeropage(&s->o.uffd, hva, bytes, done);
 	/* A page of zeros for reading is copied, not ZEROPAGE'd and then protected: a write in between would be missed. */
-	return fm_uffd_copy(&s->o.uffd, hva, m == MODE_ZERO_WP ? zeros : s->buf + (size_t)f->slot * FM_PAGE_SIZE, bytes,
+	return fm_uffd_copy(&s->o.uffd, hva, m == MODE_ZERO_WP ? zeros : f->src, bytes,
 			    m == MODE_ZERO_WP || m == MODE_DATA_WP, done);
 }
 
@@ -448,7 +448,7 @@ static unsigned run(const struct fm_shard *s, unsigned i)
 	unsigned k = 1;
 
 	while (i + k < s->nfill && !f[k].done && !f[k].discarded && is_later(&f[k]) == is_later(f) && f[k].page == f->page + k && mode_of(&f[k]) == mode_of(f) &&
-	       (f->source == FILL_ZERO || f[k].slot == f->slot + k))
+	       (f->source == FILL_ZERO || f[k].src == f->src + (size_t)k * FM_PAGE_SIZE))
 		k++;
 	return k;
 }
@@ -521,17 +521,26 @@ static void fill_pass(struct fm_shard *s, bool later)
 
 void shard_fill(struct fm_shard *s)
 {
-	unsigned i, later = 0;
+	unsigned i, later = 0, missing = 0;
 
 	if (s->nfill > 1)
 		qsort(s->fill, s->nfill, sizeof s->fill[0], by_page);
-	for (i = 0; i < s->nfill; i++)
-		later += is_later(&s->fill[i]);
-	if (later)
+	for (i = 0; i < s->nfill; i++) {
+		struct fill *f = &s->fill[i];
+
+		later += is_later(f);
+		if (f->source == FILL_STORE)
+			missing += !(f->src = shard_staged(s, f));
+	}
+	if (later || s->stage.want.n)
 		shard_near_lasts(s);
 	fill_pass(s, false);
+	/* All is here: the store can begin with what comes after it. */
+	if (later && !missing && s->stage.want.n)
+		shard_stage_begin(s);
 	if (later)
 		fill_pass(s, true);
+	shard_stage_end(s);
 	FM_CRASH_POINT("fill-turn-done");
 	for (i = 0; i < s->nfill; i++) {
 		atomic_store(&s->shm->inflight[i], 0);

@@ -31,11 +31,11 @@ enum fill_source { FILL_ZERO, FILL_STORE };
 /* A page that is BUSY and ours in this turn. */
 struct fill {
 	uint32_t page;
-	unsigned slot; /* of the page buffer, FILL_STORE */
 	enum fill_source source;
 	bool write;
 	bool quiet;
 	bool ahead;     /* nobody has asked for it yet: it may fail without a word */
+	const unsigned char *src; /* its bytes, FILL_STORE */
 	bool discarded; /* a REMOVE came before it was installed: ends EMPTY */
 	bool done;      /* published, one way or the other */
 	uint64_t w;     /* its word, BUSY */
@@ -67,6 +67,25 @@ struct shard_near {
 	uint64_t asked_ns;
 };
 
+/*
+ * Bytes that were got from the store before anybody asked for them, while the client was busy with the window before. The pages are REMOTE and
+ * nobody's all the while, and count for nothing: what is here is only a copy of what the store had under a generation. It is
+ * used when the page is BUSY from REMOTE, of this very generation and epoch; see shard_ahead.c for why that is enough.
+ */
+struct stage {
+	struct fm_ahead want; /* n = 0: nothing is to be got */
+	struct staged {
+		uint32_t page;
+		uint64_t w; /* the word whose bytes these are; 0: none, or used */
+	} at[FM_FILL];
+	unsigned n, next; /* entries; the one to be looked at first */
+	struct fm_store_req req[FM_FILL];
+	unsigned asked;   /* requests that the store works on: it may be asked for nothing else meanwhile */
+	unsigned skip, penalty; /* windows to be passed by, since what was got was not used; how many the next time */
+	unsigned char *buf;  /* FM_FILL pages: entry i's bytes are the i-th */
+	unsigned char *used; /* the buffer before it: its pages may be on their way to the client still, while this one is written */
+};
+
 struct fm_shard {
 	struct fm_shard_options o;
 	struct fm_shard_shm *shm;
@@ -83,6 +102,7 @@ struct fm_shard {
 	struct fill fill[FM_FILL];
 	unsigned nfill;
 	struct fm_prefetch prefetch;
+	struct stage stage;
 	struct fm_track track[2]; /* by enum fill_source */
 	struct shard_near near;
 	bool waits_room;     /* this turn left something for want of room */
@@ -94,7 +114,7 @@ struct fm_shard {
 	bool home_found;     /* the pass has found a page that is away */
 	bool home_refused;   /* the kernel does not unregister it: said */
 	struct shard_count count;
-	unsigned char *buf;  /* FM_FILL pages */
+	unsigned char *buf;  /* FM_FILL pages, and then the stage's, twice */
 };
 
 /* Try to serve one fault. Returns true when it is served, taken into s->fill, or needs nothing; false: keep it pending. */
@@ -162,6 +182,15 @@ void shard_near_settle(struct fm_shard *s);               /* wake who may not ha
 void shard_near_late(struct fm_shard *s);                 /* ... since nothing came for a while */
 /* How long a poll(2) may take that would wait for ms (-1: for ever). */
 int shard_near_timeout(const struct fm_shard *s, int ms);
+
+/*
+ * Get what s->stage.want says, in two halves: the store does its part while what was got before is installed, from where it lies. No other use of
+ * the store in between. The second half may note faults. shard_ahead.c.
+ */
+void shard_stage_begin(struct fm_shard *s);
+void shard_stage_end(struct fm_shard *s);
+/* The bytes of a page that is BUSY from REMOTE, if they were got ahead; NULL: they were not. Once. Valid until the second shard_stage_begin() from here. */
+const unsigned char *shard_staged(struct fm_shard *s, const struct fill *f);
 
 /* Tell the maker. */
 void shard_tell(struct fm_shard *s, unsigned news);

@@ -71,7 +71,7 @@ struct fm_shard_stats {
 	_Atomic uint64_t prefetched;      /* of faults_store: brought in ahead of a fault */
 	_Atomic uint64_t zeroed_ahead;    /* of faults_zero: given ahead of the first touch */
 	_Atomic uint64_t prefetch_hits;   /* of both: were used, as the faults that followed tell */
-	_Atomic uint64_t prefetch_wasted; /* ... were not, as far as can be told */
+	_Atomic uint64_t prefetch_wasted; /* ... were not, as far as can be told; and pages got from the store that never came that far */
 };
 
 /* Written by the evictor only. */

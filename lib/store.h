@@ -61,6 +61,8 @@ struct fm_store_ops {
 	void (*set_idle)(struct fm_store *s, void (*idle)(void *), void *arg); /* NULL: never waits where it could be called */
 	int (*region_begin)(struct fm_store *s, uint64_t region); /* NULL: nothing to prepare */
 	void (*get)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
+	void (*get_begin)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n); /* NULL, with get_end: get does it all */
+	void (*get_end)(struct fm_store *s);
 	void (*put)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n);
 	void (*put_begin)(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n); /* NULL, with put_end: put does it all */
 	void (*put_end)(struct fm_store *s);
@@ -120,6 +122,22 @@ static inline int fm_store_region_begin(struct fm_store *s, uint64_t region)
 static inline void fm_store_get(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
 {
 	s->ops->get(s, region, r, n);
+}
+/*
+ * A get in two halves, so that the store does its part while the caller does something else: r and what it points to are the store's until
+ * fm_store_get_end(), with the same arguments, which waits for the results of all (FM_EVICT_BATCH at most). No other call on the handle in between.
+ */
+static inline void fm_store_get_begin(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	if (s->ops->get_begin)
+		s->ops->get_begin(s, region, r, n);
+}
+static inline void fm_store_get_end(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	if (s->ops->get_begin)
+		s->ops->get_end(s);
+	else
+		s->ops->get(s, region, r, n);
 }
 static inline void fm_store_put(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
 {

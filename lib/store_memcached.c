@@ -440,30 +440,49 @@ static void search(struct mc_store *s, uint64_t region, struct fm_store_req *r)
 	r->may_return = true; /* or on one that nobody has told us of */
 }
 
-static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+/* Ask, but wait for nothing. */
+static void mc_get_begin(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
 {
 	struct mc_store *s = (struct mc_store *)store;
 
-	for (unsigned at = 0; at < n; at += BATCH) {
-		unsigned k = n - at < BATCH ? n - at : BATCH;
+	begin(s, region, r, n);
+	s->region = region;
+	for (unsigned i = 0; i < n; i++)
+		r[i].result = FM_STORE_DOWN;
+	if (!s->seal || !ask_next(s))
+		return;
+	for (unsigned k = 0; k < s->servers.n; k++)
+		fm_mc_push(&s->servers.server[k].conn);
+}
 
-		begin(s, region, r + at, k);
-		for (unsigned i = 0; i < k; i++)
-			r[at + i].result = FM_STORE_DOWN;
-		if (!s->seal)
-			continue;
-		for (unsigned again = 0; again <= DOUBTS; again++) {
-			while (ask_next(s))
-				run(s, on_get);
-			if (again == DOUBTS || !doubt(s))
-				break;
-		}
-		for (unsigned i = 0; i < k; i++)
-			if (r[at + i].result != FM_STORE_OK)
-				judge(s, i);
-		for (unsigned i = at; i < at + k; i++)
-			if (r[i].result == FM_STORE_LOST)
-				search(s, region, &r[i]);
+static void mc_get_end(struct fm_store *store)
+{
+	struct mc_store *s = (struct mc_store *)store;
+	struct fm_store_req *r = s->req;
+	unsigned n = s->n;
+
+	if (!s->seal)
+		return;
+	for (unsigned again = 0; again <= DOUBTS; again++) {
+		do {
+			run(s, on_get);
+		} while (ask_next(s));
+		if (again == DOUBTS || !doubt(s))
+			break;
+	}
+	for (unsigned i = 0; i < n; i++)
+		if (r[i].result != FM_STORE_OK)
+			judge(s, i);
+	for (unsigned i = 0; i < n; i++)
+		if (r[i].result == FM_STORE_LOST)
+			search(s, s->region, &r[i]);
+}
+
+static void mc_get(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	for (unsigned at = 0; at < n; at += BATCH) {
+		mc_get_begin(store, region, r + at, n - at < BATCH ? n - at : BATCH);
+		mc_get_end(store);
 	}
 }
 
@@ -742,6 +761,8 @@ const struct fm_store_ops fm_store_memcached = {
     .set_idle = mc_set_idle,
     .region_begin = mc_region_begin,
     .get = mc_get,
+    .get_begin = mc_get_begin,
+    .get_end = mc_get_end,
     .put = mc_put,
     .put_begin = mc_put_begin,
     .put_end = mc_put_end,

@@ -127,7 +127,7 @@ struct mem_store {
 	struct fm_store store;
 	uint64_t region;
 	struct fm_store_req *r;
-	unsigned n; /* 0: no put has begun */
+	unsigned n; /* 0: nothing has begun */
 };
 
 static void mem_put_begin(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
@@ -147,6 +147,30 @@ static void mem_put_end(struct fm_store *s)
 
 	mem_put(s, m->region, m->r, m->n);
 	m->n = 0;
+}
+
+/* Nor may a get be asked for anything else meanwhile, and its answer is that of the end, or of the begin. */
+static void mem_get_begin(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
+{
+	struct mem_store *m = (struct mem_store *)s;
+
+	if (m->n || n > FM_EVICT_BATCH)
+		abort();
+	if (r[0].gen % 2)
+		mem_get(s, region, r, n);
+	m->region = region;
+	m->r = r;
+	m->n = n;
+}
+
+static void mem_get_end(struct fm_store *s)
+{
+	struct mem_store *m = (struct mem_store *)s;
+	unsigned n = m->n;
+
+	m->n = 0;
+	if (m->r[0].gen % 2 == 0)
+		mem_get(s, m->region, m->r, n);
 }
 
 static void mem_del(struct fm_store *s, uint64_t region, struct fm_store_req *r, unsigned n)
@@ -180,6 +204,8 @@ static const struct fm_store_ops mem_ops = {
     .scheme = "mem:",
     .close = mem_close,
     .get = mem_get,
+    .get_begin = mem_get_begin,
+    .get_end = mem_get_end,
     .put = mem_put,
     .put_begin = mem_put_begin,
     .put_end = mem_put_end,
@@ -449,7 +475,7 @@ static void *client_main(void *arg)
 		page = page - page % CLIENTS + me;
 		if (page >= PAGES - (OWN_END - OWN_FIRST))
 			continue;
-		if (next_random(&rnd) % 128 == 0) {
+		if (next_random(&rnd) % 16 == 0) {
 			walk(&rnd, page);
 			continue;
 		}
@@ -564,7 +590,7 @@ static inline void begin(const char *name, const struct trouble *what, uint64_t 
 	trouble = *what;
 	atomic_store(&trouble_seed, seed);
 	t.scratch_fd = memfd_create("scratch", MFD_CLOEXEC);
-	if (!start(what->eagain ? &bad_kernel : &fm_uffd_kernel, PAGES / 4) || t.scratch_fd < 0) {
+	if (!start(what->eagain ? &bad_kernel : &fm_uffd_kernel, PAGES / 2) || t.scratch_fd < 0) {
 		ok(false, "%s: started", name);
 		exit(tap_done());
 	}
