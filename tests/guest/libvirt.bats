@@ -253,8 +253,12 @@ uffds() {
 	v destroy one
 	domain_forget one
 	wait_for 30 no_region
-	# The same on a disk.
+	# The same on a disk: where libvirt's files are, or the build, if /tmp is a tmpfs itself.
 	in_libvirt umount -l /var/lib/libvirt/qemu/ram
+	if [ "$(in_libvirt stat -fc %T /var/lib/libvirt/qemu)" = tmpfs ]; then
+		mkdir -p "$FM_BIN/../disk"
+		in_libvirt mount --bind "$(realpath "$FM_BIN/../disk")" /var/lib/libvirt/qemu/ram
+	fi
 	domain_xml two --file > "$LV_DIR/guest/two.xml"
 	domain_pipes two
 	v create --paused /run/guest/two.xml
