@@ -304,6 +304,18 @@ print(n)
 	[[ $output =~ stood\ still\ for\ [0-9.]+\ us ]]
 }
 
+@test "100 attaches to one QEMU: for how long it stood still, and nothing is left in it" {
+	cc -std=c11 -D_GNU_SOURCE -O2 -I"$FM_ROOT/lib" -o "$FM_TMP/attach" "$FM_ROOT"/bench/attach.c "$FM_ROOT"/lib/{attach,inject,proc}.c
+	start_vm
+	run timeout 60 "$FM_TMP/attach" "$VM_PID" 100 1
+	echo "$output"
+	[ "$status" -eq 0 ]
+	[[ ${lines[0]} == '100 attaches, 1 userfaultfd each'* ]]
+	echo "# ${lines[1]}" >&3
+	[ "$(find "/proc/$VM_PID/fd" -lname '*userfaultfd*' | wc -l)" = 0 ]
+	[[ $(hmp 'info status') == *paused* ]]
+}
+
 @test "no room: slots, maxmem, a NUMA node that is none; the VM is as before" {
 	start_faultd
 	start_vm

@@ -89,6 +89,10 @@ uffds() {
 	guest_cmd 'n=0; until [ -d /sys/devices/system/memory/memory32 ] || [ $((n++)) -gt 200 ]; do sleep 0.1; done; fm-online --kernel'
 	# Inodes and names of a tmpfs are the kernel's own: more of them than the boot memory holds.
 	guest_cmd -t 200 'mkdir -p /mnt && mount -t tmpfs -o nr_inodes=0 none /mnt && cd /mnt && i=0; while [ $i -lt 70 ]; do mkdir $i; (cd $i && seq 1 1500 | xargs touch); i=$((i + 1)); done'
+	run guest_cmd -t 100 'fm-online --offline 32'
+	echo "$output"
+	[ "$status" -eq 1 ]
+	[ "$output" = 'fm-online: memory32: busy: memory in it cannot be moved, or it is going offline' ]
 	run timeout 60 "$FM_BIN/fm-hotplug" --remove "$GUEST_QMP" fm0 3>&-
 	echo "$output"
 	[ "$status" -eq 1 ]

@@ -107,3 +107,24 @@ store_is_empty() {
 	wait_for 5 store_is_empty
 	stop_faultd
 }
+
+# The smallest budget is for bench/idle.sh to find.
+@test "an idle guest of 512 MiB that keeps 4 MiB on the host answers its console" {
+	local start answers=()
+	start_faultd
+	guest_start --share --mem 512M
+	timeout 60 "$FM_BIN/fm-hotplug" --attach "$GUEST_QMP"
+	timeout 120 "$FM_BIN/fm-evict" --limit 4M
+	for _ in 1 2 3; do
+		start=${EPOCHREALTIME/./}
+		[ "$(guest_cmd -t 100 'echo here')" = here ]
+		answers+=("$(((${EPOCHREALTIME/./} - start) / 1000))")
+		[ "$(of_region resident_pages)" -le $((1024 * 102 / 100 + 256)) ]
+	done
+	echo "# answered in ${answers[*]} ms" >&3
+	[ "$(of_region faults_store)" -gt 0 ]
+	"$FM_BIN/fm-evict" --limit 64M
+	guest_stop
+	wait_for 60 no_region
+	stop_faultd
+}
