@@ -7,8 +7,9 @@
  * one fault of the same thread the shard goes to it; some faults of other threads, turns with pages to fetch after the thread was
  * woken, or a CPU that others keep busy, make it leave, and each time that this came soon it takes a longer streak.
  *
- * A thread that is woken by a shard on its own CPU is sent to another CPU if one is idle, and nothing was gained. So where the thread is found to
- * have moved, its wake-up is put off until the shard sleeps (which costs a microsecond); now and then it is tried without.
+ * A thread that is woken by a shard on its own CPU is sent to another CPU if one is idle, and nothing was gained. Then its wake-up is better put off
+ * until the shard sleeps; where no CPU is idle that costs a microsecond for nothing. Which it is, is tried out: some turns so, some the other way, and
+ * the way in which the thread came sooner with its next fault is kept for a while.
  */
 #ifndef FM_NEAR_H
 #define FM_NEAR_H
@@ -40,13 +41,19 @@ struct fm_near {
 	unsigned bad;    /* for each turn that would be better served elsewhere more, for each other less */
 	bool on;         /* it is there */
 	bool defer;      /* the thread is to be woken when the shard sleeps */
+	unsigned step;   /* 0: trying without, 1: trying with, 2: the better one */
+	unsigned left;   /* turns of the step */
+	uint64_t gap[2]; /* ns from wake-ups to the next faults in the trials: by defer */
 };
 
 /* Pure, as all of these; one thread at a time. */
 void fm_near_init(struct fm_near *n);
 
-/* A turn. tid: of the thread whose only fault it was; 0: of several, or not known. lasts: there is work after the thread was woken. */
-enum fm_near_act fm_near_turn(struct fm_near *n, uint32_t tid, bool lasts);
+/*
+ * A turn. tid: of the thread whose only fault it was; 0: of several, or not known. lasts: there is work after the thread was woken.
+ * gap_ns: from the last wake-up to this fault.
+ */
+enum fm_near_act fm_near_turn(struct fm_near *n, uint32_t tid, bool lasts, uint64_t gap_ns);
 
 /* What the look came to. Returns FM_NEAR_STAY (it is there now) or FM_NEAR_LEAVE. */
 enum fm_near_act fm_near_looked(struct fm_near *n, enum fm_near_seen seen);

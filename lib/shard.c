@@ -154,7 +154,7 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 		};
 
 		fm_bump(&s->stats->faults, 1);
-		shard_near_fault(s, m->arg.pagefault.feat.ptid);
+		shard_near_fault(s, m->arg.pagefault.feat.ptid, now);
 		if (at / FM_PAGE_SIZE >= s->shm->pages) {
 			/* A mapping that is moving: see on_remap(). */
 			if (s->partly_moved)

@@ -65,6 +65,8 @@ struct shard_near {
 	uint32_t open_tid; /* a wake-up that the waker was asked for, and that may not have been made: of whom; 0: none */
 	uint64_t hva;      /* ... at which page */
 	uint64_t asked_ns;
+	uint64_t fault_ns, woken_ns; /* when the turn's fault was read; when the thread was woken last */
+	uint64_t gap_ns;             /* from that to this fault */
 };
 
 /*
@@ -173,7 +175,7 @@ void shard_ahead(struct fm_shard *s);
 /* Being on the CPU of the thread that faults: shard_near.c. */
 void shard_near_init(struct fm_shard *s);
 void shard_near_end(struct fm_shard *s);                  /* the thread has ended */
-void shard_near_fault(struct fm_shard *s, uint32_t tid);  /* an event was read */
+void shard_near_fault(struct fm_shard *s, uint32_t tid, uint64_t now_ns); /* an event was read */
 void shard_near_begin(struct fm_shard *s);                /* what is pending is about to be served */
 void shard_near_lasts(struct fm_shard *s);                /* ... and something of it when the thread runs already */
 void shard_near_installed(struct fm_shard *s, uint32_t page); /* what a thread waits for is there; while no_wake: it sleeps on */

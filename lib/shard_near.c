@@ -200,8 +200,9 @@ static void was_woken(struct fm_shard *s)
 		leave(s);
 }
 
-void shard_near_fault(struct fm_shard *s, uint32_t tid)
+void shard_near_fault(struct fm_shard *s, uint32_t tid, uint64_t now_ns)
 {
+	s->near.fault_ns = now_ns;
 	s->near.tid = s->near.faults++ == 0 || s->near.tid == tid ? tid : 0;
 }
 
@@ -215,6 +216,7 @@ void shard_near_begin(struct fm_shard *s)
 	else
 		shard_near_settle(s);
 	s->o.uffd.no_wake = alone && n->waker_there && (s->o.eager || (n->policy.defer && n->tid == n->policy.tid));
+	n->gap_ns = n->fault_ns > n->woken_ns ? n->fault_ns - n->woken_ns : 0;
 	n->lasts = false;
 	n->alone = alone ? n->tid : 0;
 }
@@ -229,6 +231,8 @@ void shard_near_installed(struct fm_shard *s, uint32_t page)
 {
 	s->near.due = s->o.uffd.no_wake;
 	s->near.hva = shard_hva(s, page);
+	if (s->near.policy.on)
+		s->near.woken_ns = fm_now_ns();
 }
 
 void shard_near_served(struct fm_shard *s)
@@ -251,11 +255,11 @@ void shard_near_served(struct fm_shard *s)
 		}
 	}
 	if (n->faults && atomic_load_explicit(s->o.near, memory_order_relaxed)) {
-		enum fm_near_act act = fm_near_turn(&n->policy, n->alone, n->lasts);
+		enum fm_near_act act = fm_near_turn(&n->policy, n->alone, n->lasts, n->gap_ns);
 
 		if (act == FM_NEAR_LOOK)
 			act = fm_near_looked(&n->policy, look(s, n->alone));
-		if ((n->policy.defer || s->o.eager) && !k && !waker_start(s))
+		if ((n->policy.on || s->o.eager) && !k && !waker_start(s))
 			act = fm_near_looked(&n->policy, FM_NEAR_IMPOSSIBLE);
 		if (act == FM_NEAR_LEAVE)
 			leave(s);

@@ -10,17 +10,17 @@ static unsigned turns(struct fm_near *n, uint32_t tid, unsigned most, enum fm_ne
 
 	*act = FM_NEAR_STAY;
 	while (i < most && *act == FM_NEAR_STAY) {
-		*act = fm_near_turn(n, tid, false);
+		*act = fm_near_turn(n, tid, false, 1000);
 		i++;
 	}
 	return i;
 }
 
-/* As many turns, with looks that find the same. Returns whether it stayed. */
-static bool stays(struct fm_near *n, uint32_t tid, unsigned count)
+/* As many turns, with looks that find the same, and faults that come so long after a wake-up (put off or not). Returns whether it stayed. */
+static bool turns_by(struct fm_near *n, uint32_t tid, unsigned count, uint64_t with, uint64_t without)
 {
 	for (unsigned i = 0; i < count; i++) {
-		enum fm_near_act act = fm_near_turn(n, tid, false);
+		enum fm_near_act act = fm_near_turn(n, tid, false, n->defer ? with : without);
 
 		if (act == FM_NEAR_LOOK)
 			act = fm_near_looked(n, FM_NEAR_SAME);
@@ -28,6 +28,11 @@ static bool stays(struct fm_near *n, uint32_t tid, unsigned count)
 			return false;
 	}
 	return true;
+}
+
+static bool stays(struct fm_near *n, uint32_t tid, unsigned count)
+{
+	return turns_by(n, tid, count, 1000, 1000);
 }
 
 static struct fm_near gone_to(uint32_t tid)
@@ -53,43 +58,43 @@ int main(void)
 	ok(fm_near_looked(&n, FM_NEAR_MOVED) == FM_NEAR_STAY && n.on && !n.defer, "... and it is there; woken as ever");
 
 	for (i = 0; i < 1024; i++)
-		if (fm_near_turn(&n, 7, false) == FM_NEAR_LOOK) {
+		if (fm_near_turn(&n, 7, false, 1000) == FM_NEAR_LOOK) {
 			looks++;
 			fm_near_looked(&n, FM_NEAR_SAME);
 		}
 	ok(n.on && looks >= 4 && looks <= 12, "it looks seldom at a thread that does not move (%u times in 1024 turns)", looks);
 
 	fm_near_init(&n);
-	for (i = 0; i < 100000 && fm_near_turn(&n, 1 + i % 16, false) == FM_NEAR_STAY; i++)
+	for (i = 0; i < 100000 && fm_near_turn(&n, 1 + i % 16, false, 1000) == FM_NEAR_STAY; i++)
 		;
 	is_u64(i, 100000, "16 threads in turn: never");
 	fm_near_init(&n);
-	for (i = 0; i < 100000 && fm_near_turn(&n, 0, false) == FM_NEAR_STAY; i++)
+	for (i = 0; i < 100000 && fm_near_turn(&n, 0, false, 1000) == FM_NEAR_STAY; i++)
 		;
 	is_u64(i, 100000, "faults of several threads in each turn, or of threads without a name: never");
 	fm_near_init(&n);
-	for (i = 0; i < 100000 && fm_near_turn(&n, 7, true) == FM_NEAR_STAY; i++)
+	for (i = 0; i < 100000 && fm_near_turn(&n, 7, true, 1000) == FM_NEAR_STAY; i++)
 		;
 	is_u64(i, 100000, "work after each wake-up: never");
 
 	n = gone_to(7);
-	turns(&n, 7, 1000, &act);
-	ok(fm_near_looked(&n, FM_NEAR_MOVED) == FM_NEAR_STAY && n.on && n.defer, "where the thread moved, its wake-up is put off");
-	ok(stays(&n, 7, 1500) && n.defer, "... for long");
-	for (i = 0; i < 2048 && n.defer; i++)
-		stays(&n, 7, 1);
-	ok(n.on && !n.defer, "... but tried without now and then");
-	turns(&n, 7, 1000, &act);
-	fm_near_looked(&n, FM_NEAR_MOVED);
-	ok(n.on && n.defer, "... and again if it moved");
+	turns_by(&n, 7, 100, 2000, 50000);
+	ok(n.on && n.defer, "the wake-up is put off where the next fault comes sooner so");
+	ok(turns_by(&n, 7, 4000, 2000, 50000) && n.defer, "... for long");
+	turns_by(&n, 7, 300, 3000, 2000);
+	ok(n.on && !n.defer, "... and no more when it is found to be otherwise");
+	turns_by(&n, 7, 5000, 3000, 2000);
+	ok(n.on && !n.defer, "... which stays so");
+	n = gone_to(7);
+	turns_by(&n, 7, 100, 2000, 50000);
 	for (i = 0; i < 20 && n.on; i++) {
 		turns(&n, 7, 1000, &act);
 		fm_near_looked(&n, FM_NEAR_MOVED);
 	}
-	ok(!n.on && i < 10, "a thread that moves all the same is left alone");
+	ok(!n.on && i < 10, "a thread that moves although its wake-up is put off is left alone");
 
 	n = gone_to(7);
-	for (i = 0; i < 100 && fm_near_turn(&n, 8 + i % 3, false) != FM_NEAR_LEAVE; i++)
+	for (i = 0; i < 100 && fm_near_turn(&n, 8 + i % 3, false, 1000) != FM_NEAR_LEAVE; i++)
 		;
 	ok(i < 8 && !n.on, "faults of others: it leaves (after %u)", i + 1);
 	is_u64(turns(&n, 7, 100000, &act), 4 * FM_NEAR_STREAK + 1, "... and comes back after a longer streak");
@@ -103,13 +108,13 @@ int main(void)
 
 	n = gone_to(7);
 	for (i = 0; i < 4000; i++) {
-		fm_near_turn(&n, 8, false);
+		fm_near_turn(&n, 8, false, 1000);
 		stays(&n, 7, 10);
 	}
 	ok(n.on, "a fault of another now and then does no harm");
 	n = gone_to(7);
 	for (i = 0; i < 20 && n.on; i++)
-		fm_near_turn(&n, 7, true);
+		fm_near_turn(&n, 7, true, 1000);
 	ok(!n.on, "it leaves when there is work after the wake-ups");
 
 	n = gone_to(7);
