@@ -42,6 +42,9 @@ install -t /usr/local/bin "$fm_online"
 mkdir "$tmp/conf"
 cp -a /etc/initramfs-tools/. "$tmp/conf"
 mount --bind "$tmp/conf" /etc/initramfs-tools
+# Whatever this machine has there.
+mkdir -p "$tmp/conf/conf.d"
+echo MODULES=most > "$tmp/conf/conf.d/zz-fm-test"
 install -D -t /etc/initramfs-tools/hooks "$contrib/hooks/fm-online"
 install -D -t /etc/initramfs-tools/scripts/init-premount "$contrib/scripts/init-premount/fm-online"
 
