@@ -11,6 +11,7 @@
 
 #define OLDEST      10404 /* 1.4.4 knows everything used here */
 #define CONTACT_NS  3000000000u
+#define LOOK_NS     20000000u /* ... when nobody must answer: memory may wait for us. One that does not is tried again with its first batch */
 #define UNSEEN_NS   5000000000u
 #define START_APART 2 /* the clock that start times are counted from ticks in seconds: so far apart is the same life */
 
@@ -275,7 +276,13 @@ static int check_same(struct fm_mc_servers *s, const struct fm_mc_conn *c, unsig
 int fm_mc_servers_contact(struct fm_mc_servers *s, bool must_answer, char *why)
 {
 	struct fm_mc_conn *conns[FM_SERVERS];
-	struct fm_mc_run run = {.conns = conns, .n = s->n, .timeout_ns = CONTACT_NS, .handler = ignore, .greeter = fm_mc_server_greet};
+	struct fm_mc_run run = {
+	    .conns = conns,
+	    .n = s->n,
+	    .timeout_ns = must_answer ? CONTACT_NS : LOOK_NS,
+	    .handler = ignore,
+	    .greeter = fm_mc_server_greet,
+	};
 	int e = 0;
 
 	for (unsigned i = 0; i < s->n; i++) {

@@ -214,6 +214,16 @@ static void note_old_events(struct fm_shard *s)
 	}
 }
 
+bool fm_shard_has_old_events(const struct fm_shard_shm *s)
+{
+	const struct uffd_msg *msgs = (const struct uffd_msg *)(const void *)s->events;
+
+	for (unsigned i = 0; i < FM_BATCH; i++)
+		if (msgs[i].event && msgs[i].event != UFFD_EVENT_PAGEFAULT)
+			return true;
+	return false;
+}
+
 /* Wait for an event; -1: for as long as it takes. Reads nothing. Returns whether there is one. */
 static bool wait_event(struct fm_shard *s, int timeout_ms)
 {
@@ -325,6 +335,9 @@ static void *shard_main(void *arg)
 			if (!events)
 				shard_near_late(s);
 		}
+		/* A busy shard would have it again before anybody else could. */
+		while (atomic_load(&s->pausing))
+			nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
 		pthread_mutex_lock(&s->turn);
 		if (events)
 			read_events(s);
@@ -423,15 +436,23 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out)
 	return 0;
 }
 
+void fm_shard_ask_stop(struct fm_shard *s)
+{
+	atomic_store(&s->stop, true);
+	pthread_kill(s->thread, FM_STOP_SIGNAL);
+}
+
 void fm_shard_stop(struct fm_shard *s)
 {
-	struct timespec nap = {.tv_nsec = 1000000};
+	struct timespec nap = {.tv_nsec = 20000};
 
 	atomic_store(&s->stop, true);
 	/* A signal that comes just before the poll is lost: so again until the thread says that it has left. */
 	while (!atomic_load(&s->stopped)) {
 		pthread_kill(s->thread, FM_STOP_SIGNAL);
 		nanosleep(&nap, NULL);
+		if (nap.tv_nsec < 1000000)
+			nap.tv_nsec *= 2;
 	}
 	pthread_join(s->thread, NULL);
 	shard_near_end(s);
@@ -445,13 +466,15 @@ void fm_shard_stop(struct fm_shard *s)
 
 void fm_shard_pause(struct fm_shard *s)
 {
-	struct timespec nap = {.tv_nsec = 1000000};
+	struct timespec nap = {.tv_nsec = 100000};
 
 	/* A client that plays with the descriptor's flags may have us wait in a read(2): the signal ends it. */
+	atomic_fetch_add(&s->pausing, 1);
 	while (pthread_mutex_trylock(&s->turn)) {
-		nanosleep(&nap, NULL);
 		pthread_kill(s->thread, FM_STOP_SIGNAL);
+		nanosleep(&nap, NULL);
 	}
+	atomic_fetch_sub(&s->pausing, 1);
 }
 
 void fm_shard_resume(struct fm_shard *s)

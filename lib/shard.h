@@ -56,6 +56,12 @@ int fm_shard_start(const struct fm_shard_options *o, struct fm_shard **out);
  */
 void fm_shard_stop(struct fm_shard *s);
 
+/* Have it end, without waiting for that: so that many end at the same time, before fm_shard_stop() of each. */
+void fm_shard_ask_stop(struct fm_shard *s);
+
+/* Are there events that a shard before had read, and not noted when it was killed? The next one does. No shard of it runs. */
+bool fm_shard_has_old_events(const struct fm_shard_shm *s);
+
 /* What a shard does besides serving faults. */
 enum fm_home {
 	FM_HOME_NO = 0, /* nothing */

@@ -96,6 +96,7 @@ struct fm_shard {
 	pthread_t thread;
 	pthread_mutex_t turn; /* held from reading events to publishing all of them */
 	atomic_bool stop, stopped;
+	_Atomic unsigned pausing; /* somebody wants `turn`: it is not taken again before he has it */
 	_Atomic unsigned news;
 	bool partly_moved; /* by mremap(): faults outside of the range are of those pages */
 	struct pending pending[FM_PENDING];

@@ -46,6 +46,7 @@ struct fm_store_options {
 	bool make_cluster;    /* put the URI's servers into cluster: the daemon's first handle */
 	const struct fm_members *members; /* with make_cluster: the registry's membership, instead of the URI's servers; NULL: not known */
 	bool registry;        /* with make_cluster: a registry decides; until it is known, a table that has servers stays as it is */
+	bool again;           /* one handle more of a store that was found to be fit: it is not looked at again, and nothing is waited for */
 	bool must_answer;     /* every member must answer now; else one that is away is waited for later */
 };
 

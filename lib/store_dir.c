@@ -65,17 +65,30 @@ static int dir_check(const char *uri, const struct fm_store_options *o, char *wh
 	return 0;
 }
 
+/* Ask the file system, not the mode bits: read-only mounts and ACLs count as well. */
+static int probe_dir(struct dir_store *s)
+{
+	char probe[64];
+	int fd;
+
+	snprintf(probe, sizeof probe, ".probe-%ld-%p", (long)getpid(), (void *)s);
+	fd = openat(s->dir_fd, probe, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return -errno;
+	unlinkat(s->dir_fd, probe, 0);
+	close(fd);
+	return 0;
+}
+
 static int dir_open(const char *uri, const struct fm_store_options *o, struct fm_store **out, char *why)
 {
 	const char *path = dir_path(uri);
 	struct dir_store *s = calloc(1, sizeof *s);
-	char probe[64];
-	int fd, e;
+	int e;
 
-	(void)o;
 	if (!s)
 		return -ENOMEM;
-	if (mkdir(path, 0700) < 0 && errno != EEXIST) {
+	if (!o->again && mkdir(path, 0700) < 0 && errno != EEXIST) {
 		e = errno;
 		snprintf(why, FM_STORE_WHY, "%.128s: cannot make the store directory: %s", path, strerror(e));
 		free(s);
@@ -89,18 +102,13 @@ static int dir_open(const char *uri, const struct fm_store_options *o, struct fm
 		free(s);
 		return -e;
 	}
-	/* Ask the file system, not the mode bits: read-only mounts and ACLs count as well. */
-	snprintf(probe, sizeof probe, ".probe-%ld-%p", (long)getpid(), (void *)s);
-	fd = openat(s->dir_fd, probe, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd < 0) {
-		e = errno;
-		snprintf(why, FM_STORE_WHY, "%.128s: store directory is not writable: %s", path, strerror(e));
+	e = o->again ? 0 : probe_dir(s);
+	if (e) {
+		snprintf(why, FM_STORE_WHY, "%.128s: store directory is not writable: %s", path, strerror(-e));
 		close(s->dir_fd);
 		free(s);
-		return -e;
+		return e;
 	}
-	unlinkat(s->dir_fd, probe, 0);
-	close(fd);
 	*out = &s->store;
 	return 0;
 }

@@ -121,7 +121,7 @@ static int mc_open(const char *uri, const struct fm_store_options *o, struct fm_
 			r = fm_key_open(o->key_file, &s->key, why);
 		}
 	}
-	if (r == 0)
+	if (r == 0 && !o->again)
 		r = fm_mc_servers_contact(&s->servers, o->must_answer, why);
 	if (r) {
 		mc_close(&s->store);

@@ -158,16 +158,17 @@ int daemon_replace(struct faultd *d, char *why);
 struct region *region_find(struct faultd *d, uint64_t id);
 /* A region with nothing in it, or NULL. */
 struct region *region_new(void);
-/*
- * Which shards does the client still have mapped? Bit i: shard i. All bits when its mappings cannot be read; an event cannot tell, as it may
- * name pages that were unmapped before.
- */
+/* Which of its shards have something mapped, by these mappings of its client? Bit i: shard i. */
+struct fm_mapping;
+uint32_t region_shards_in(const struct region *r, const struct fm_mapping *list, size_t n);
+/* As region_shards_in() of the mappings that the client has now. All bits when they cannot be read; an event cannot tell, as it may name
+ * pages that were unmapped before. */
 uint32_t region_mapped_shards(const struct region *r);
 /*
- * Has the client nothing of the region mapped any more, and does it wait for no event of that? Closing its userfaultfds while it does would
- * leave it waiting for ever.
+ * Does the client, with nothing of the region mapped, wait for no event of that? Closing its userfaultfds while it does would leave it waiting
+ * for ever.
  */
-bool region_unmapped(const struct region *r);
+bool region_quiet(const struct region *r);
 /* Is the descriptor a userfaultfd? */
 bool region_is_uffd(int fd);
 void region_unlink_state(struct faultd *d, struct region *r);
@@ -176,6 +177,8 @@ void region_unregister(struct region *r);
 /* Start a thread for each shard. Returns 0, or -errno with why; then some may run, and the caller unwinds. */
 int region_start_shards(struct faultd *d, struct region *r, char *why);
 void region_stop_shards(struct region *r);
+/* Have its shards end, without waiting for that. */
+void region_ask_stop(struct region *r);
 int region_watch_client(struct faultd *d, struct region *r);
 /* The client is gone: stop serving, and free it as soon as the evictor has let go of it. */
 void region_end(struct faultd *d, struct region *r);
@@ -199,6 +202,17 @@ void region_count_paused(struct faultd *d, struct region *r);
 void region_count_news(struct faultd *d, struct region *r);
 /* Do all of its shards count by now? They are woken by this: call again until they do. */
 bool region_count_begun(struct region *r);
+
+/*
+ * clients.c: what is known of clients, each of them asked once: begin with an empty list (NULL), and forget it soon. What it says of mappings may
+ * be older than the call, but not than the list.
+ */
+struct client;
+/* A pidfd of the client that the file names, which the caller owns; -ESRCH: it is gone, for certain; another -errno: cannot be told. */
+int client_pidfd(struct client **all, const struct fm_region_hdr *h);
+/* As region_shards_in(). Returns 0, or -errno: its mappings cannot be read. */
+int client_mapped_shards(struct client **all, const struct region *r, uint32_t *mapped);
+void clients_forget(struct client **all);
 
 /* detach.c: a region comes home. A request for it; answers c, at the end. */
 void region_detach(struct faultd *d, struct conn *c, struct region *r);

@@ -380,6 +380,7 @@ static void open_store(struct faultd *d)
 		fm_die(e == -EINVAL ? FM_EXIT_USAGE : strncmp(d->store_uri, "dir:", 4) == 0 ? FM_EXIT_FAILED : FM_EXIT_PEER,
 		       "--store: %s", why);
 	d->store_options.must_answer = d->store_options.make_cluster = d->store_options.registry = false;
+	d->store_options.again = true;
 	d->store_options.members = NULL;
 	members_begin(d);
 }

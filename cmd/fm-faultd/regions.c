@@ -26,30 +26,46 @@ static const char *region_name(const struct region *r)
 	return r->map.hdr->name;
 }
 
-uint32_t region_mapped_shards(const struct region *r)
+uint32_t region_shards_in(const struct region *r, const struct fm_mapping *list, size_t n)
 {
 	const struct fm_region_hdr *h = r->map.hdr;
-	struct fm_mapping *list;
 	uint32_t mapped = 0;
+
+	for (unsigned i = 0; i < r->map.nshards; i++) {
+		uint64_t hva = fm_ld(&r->map.shards[i].hva), end = hva + r->map.shards[i].pages * FM_PAGE_SIZE;
+		size_t low = 0, high = n;
+
+		/* The first mapping that ends behind hva: they are in order, and may be many. */
+		while (low < high) {
+			size_t mid = low + (high - low) / 2;
+
+			if (list[mid].end > hva)
+				high = mid;
+			else
+				low = mid + 1;
+		}
+		for (; low < n && list[low].start < end; low++)
+			if (list[low].ino == h->memfd_ino && list[low].dev == h->memfd_dev)
+				mapped |= 1u << i;
+	}
+	return mapped;
+}
+
+uint32_t region_mapped_shards(const struct region *r)
+{
+	struct fm_mapping *list;
+	uint32_t mapped;
 	size_t n;
 
-	if (fm_proc_maps(h->pid, &list, &n))
+	if (fm_proc_maps(r->map.hdr->pid, &list, &n))
 		return UINT32_MAX;
-	for (size_t k = 0; k < n; k++)
-		for (unsigned i = 0; i < r->map.nshards; i++) {
-			uint64_t hva = fm_ld(&r->map.shards[i].hva), end = hva + r->map.shards[i].pages * FM_PAGE_SIZE;
-
-			if (list[k].ino == h->memfd_ino && list[k].dev == h->memfd_dev && list[k].start < end && list[k].end > hva)
-				mapped |= 1u << i;
-		}
+	mapped = region_shards_in(r, list, n);
 	free(list);
 	return mapped;
 }
 
-bool region_unmapped(const struct region *r)
+bool region_quiet(const struct region *r)
 {
-	if (region_mapped_shards(r))
-		return false;
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		if (r->uffd[i].fd >= 0 && !fm_uffd_is_quiet(&r->uffd[i]))
 			return false;
@@ -83,8 +99,16 @@ void region_unregister(struct region *r)
 			fm_uffd_unregister(&r->uffd[i], fm_ld(&r->map.shards[i].hva), r->map.shards[i].pages * FM_PAGE_SIZE);
 }
 
+void region_ask_stop(struct region *r)
+{
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		if (r->shard[i])
+			fm_shard_ask_stop(r->shard[i]);
+}
+
 void region_stop_shards(struct region *r)
 {
+	region_ask_stop(r);
 	for (unsigned i = 0; i < r->map.nshards; i++)
 		if (r->shard[i]) {
 			fm_shard_stop(r->shard[i]);
@@ -233,6 +257,28 @@ void region_leave(struct faultd *d, struct region *r)
 	close_region(d, r);
 }
 
+/*
+ * Is anything left of the regions of which something was unmapped? The mappings are read after the news were, and the kernel sends an event after
+ * it has unmapped: so who has something mapped here sends another before it has nothing.
+ */
+static void look_again(struct faultd *d)
+{
+	struct client *clients = NULL;
+	struct region *next;
+	uint32_t mapped;
+
+	for (struct region *r = d->regions; r; r = next) {
+		next = r->next;
+		if (r->ending || !r->look_again)
+			continue;
+		if (client_mapped_shards(&clients, r, &mapped) || mapped)
+			r->look_again = false;
+		else if (region_quiet(r))
+			region_end(d, r);
+	}
+	clients_forget(&clients);
+}
+
 void regions_news(struct faultd *d)
 {
 	struct region *next;
@@ -258,11 +304,10 @@ void regions_news(struct faultd *d)
 			fm_warn("region %016llx (%s): the kernel refuses to install a page; its fault waits",
 				(unsigned long long)r->map.hdr->id, region_name(r));
 		r->look_again |= news & FM_SHARD_UNMAPPED;
-		if ((news & FM_SHARD_NO_PROCESS) || (r->look_again && region_unmapped(r)))
+		if (news & FM_SHARD_NO_PROCESS)
 			region_end(d, r);
-		else if (r->look_again && region_mapped_shards(r))
-			r->look_again = false; /* the next event says when it goes on */
 	}
+	look_again(d);
 }
 
 void regions_check_alive(struct faultd *d)
@@ -272,7 +317,8 @@ void regions_check_alive(struct faultd *d)
 	/* After exec() the pidfd says nothing, and no event comes: the old memory is just gone. */
 	for (struct region *r = d->regions; r; r = next) {
 		next = r->next;
-		if (!r->ending && (!fm_uffd_mm_alive(&r->uffd[0]) || (r->look_again && region_unmapped(r))))
+		if (!r->ending && !fm_uffd_mm_alive(&r->uffd[0]))
 			region_end(d, r);
 	}
+	look_again(d);
 }

@@ -589,6 +589,8 @@ void server_close(struct faultd *d)
 	for (struct conn *c = d->conns; c; c = c->next)
 		c->dead = true;
 	d->spawn_evictor = false;
+	for (struct region *r = d->regions; r; r = r->next)
+		region_ask_stop(r);
 	while (d->regions)
 		region_leave(d, d->regions);
 	reap_connections(d);

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "crash.h"
+#include "evict.h"
 #include "log.h"
 #include "proc.h"
 
@@ -100,22 +101,6 @@ static int fetch_memfd(const struct region *r)
 	return e;
 }
 
-/*
- * Is the client that the file names still that process? Returns 0; -ESRCH when it certainly is not; another -errno when that cannot be
- * told (out of descriptors or of memory, say).
- */
-static int find_client(struct region *r)
-{
-	uint64_t start;
-	int e;
-
-	r->pidfd = (int)syscall(SYS_pidfd_open, r->map.hdr->pid, 0);
-	if (r->pidfd < 0) /* EINVAL, ENOENT: it is a thread's number now */
-		return errno == EINVAL || errno == ENOENT ? -ESRCH : -errno;
-	e = fm_proc_start(r->map.hdr->pid, &start);
-	return e == 0 && start != r->map.hdr->pid_start ? -ESRCH : e;
-}
-
 /* Has it ended, or does within a moment? */
 static bool client_ended(const struct region *r)
 {
@@ -124,16 +109,34 @@ static bool client_ended(const struct region *r)
 	return poll(&p, 1, 100) == 1;
 }
 
+/* Is nothing of it mapped any more, for certain? */
+static bool is_unmapped(struct client **clients, struct region *r)
+{
+	uint32_t mapped;
+
+	/* Known from before its userfaultfds were taken back: what was mapped then sends an event when it goes. */
+	r->look_again = client_mapped_shards(clients, r, &mapped) != 0;
+	if (r->look_again || mapped)
+		return false;
+	/* What was not may have moved: then there is an event of that, read and not noted, or still to be read. */
+	r->look_again = true;
+	for (unsigned i = 0; i < r->map.nshards; i++)
+		if (fm_shard_has_old_events(&r->map.shards[i]))
+			return false;
+	return !region_mapped_shards(r) && region_quiet(r);
+}
+
 /*
  * Take back the descriptors. Returns 0; -ESRCH when the region does not exist any more, which must be certain: its pages are freed then;
- * another -errno: cannot.
+ * another -errno: cannot (out of descriptors or of memory, say).
  */
-static int fetch_region(struct region *r)
+static int fetch_region(struct client **clients, struct region *r)
 {
-	int e = fm_ld(&r->map.hdr->flags) & FM_REGION_GONE ? -ESRCH : find_client(r);
+	int e = fm_ld(&r->map.hdr->flags) & FM_REGION_GONE ? -ESRCH : client_pidfd(clients, r->map.hdr);
 
-	if (e)
+	if (e < 0)
 		return e;
+	r->pidfd = e;
 	for (unsigned i = 0; i < r->map.nshards; i++) {
 		int fd = fetch_fd(r, r->map.shards[i].client_uffd);
 
@@ -148,9 +151,8 @@ static int fetch_region(struct region *r)
 		if (!fm_uffd_mm_alive(&r->uffd[i]))
 			return -ESRCH;
 	}
-	if (region_unmapped(r))
+	if (is_unmapped(clients, r))
 		return -ESRCH;
-	r->look_again = true;
 	e = fetch_memfd(r);
 	if (e < 0)
 		return e;
@@ -179,13 +181,15 @@ static void drop_fetched(struct region *r)
 	free(r);
 }
 
-static int take_over_one(struct faultd *d, uint64_t id, char *why)
+/* Open a region's file, and take its descriptors back. Returns 0 and *out, NULL when there is no region for us; or -errno with why. */
+static int fetch(struct faultd *d, struct client **clients, uint64_t id, struct region **out, char *why)
 {
 	char name[FM_REGION_FILE_MAX];
 	const char *bad = NULL;
 	struct region *r = region_new();
 	int e;
 
+	*out = NULL;
 	if (!r)
 		return -ENOMEM;
 	fm_shmfile_region_name(id, name);
@@ -209,25 +213,42 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 		free(r);
 		return 0;
 	}
-	e = fetch_region(r);
+	e = fetch_region(clients, r);
 	if (e == -ESRCH) {
 		fm_info("region %016llx: its client is gone", (unsigned long long)id);
-		atomic_store(&r->map.hdr->resident, 0);
 		drop_descriptors(r);
 		r->ending = true;
-		r->next = d->regions;
-		d->regions = r;
-		if (!region_needs_purge(d))
-			region_free(d, r);
-		return 0;
-	}
-	if (e) {
+	} else if (e) {
 		snprintf(why, FM_STORE_WHY, "region %016llx of pid %d: cannot be taken over: %s%s", (unsigned long long)id,
 			 r->map.hdr->pid, strerror(-e), e == -EPERM ? " (needs CAP_SYS_PTRACE: run as root)" : "");
 		drop_fetched(r);
 		return e;
 	}
 	FM_CRASH_POINT("takeover-fetched");
+	*out = r;
+	return 0;
+}
+
+/* Does somebody wait for a page of it, as far as can be told at once? */
+static bool has_waiters(const struct region *r)
+{
+	struct pollfd p[FM_MAX_SHARDS];
+
+	for (unsigned i = 0; i < r->map.nshards; i++) {
+		p[i] = (struct pollfd){.fd = r->uffd[i].fd, .events = POLLIN};
+		for (unsigned k = 0; k < FM_BATCH; k++)
+			if (fm_ld(&r->map.shards[i].inflight[k]))
+				return true;
+	}
+	return poll(p, r->map.nshards, 0) > 0;
+}
+
+/* Mend it, and serve it. Returns 0, or -errno with why: then it is closed. */
+static int serve(struct faultd *d, struct region *r, char *why)
+{
+	uint64_t id = r->map.hdr->id;
+	int e;
+
 	fm_evict_recover(&r->map, r->memfd);
 	FM_CRASH_POINT("takeover-evictor-mended");
 	fm_shard_recover(&r->map, r->memfd);
@@ -261,19 +282,65 @@ static int take_over_one(struct faultd *d, uint64_t id, char *why)
 	return 0;
 }
 
+/* Its client is gone. */
+static void free_ended(struct faultd *d, struct region *r)
+{
+	atomic_store(&r->map.hdr->resident, 0);
+	r->next = d->regions;
+	d->regions = r;
+	if (!region_needs_purge(d))
+		region_free(d, r);
+}
+
+/* In this order: whoever waits; the others; what is only to be freed. Closes all on failure but what is served. */
+static int serve_all(struct faultd *d, struct region **all, size_t n, char *why)
+{
+	int e = 0;
+
+	for (unsigned pass = 0; pass < 3; pass++)
+		for (size_t i = 0; i < n; i++) {
+			struct region *r = all[i];
+
+			if (!r || (pass < 2 && r->ending) || (pass == 0 && !has_waiters(r)))
+				continue;
+			all[i] = NULL;
+			if (e)
+				drop_fetched(r);
+			else if (r->ending)
+				free_ended(d, r);
+			else
+				e = serve(d, r, why);
+		}
+	return e;
+}
+
 int region_take_over(struct faultd *d, char *why)
 {
-	uint64_t *ids;
-	size_t n;
+	uint64_t *ids, began = fm_now_ns();
+	struct client *clients = NULL;
+	struct region **all;
+	size_t n, i;
 	int e = fm_shmfile_list(d->run_fd, &ids, &n);
 
 	if (e) {
 		snprintf(why, FM_STORE_WHY, "%s: cannot be read: %s", d->run_dir, strerror(-e));
 		return e;
 	}
-	for (size_t i = 0; i < n && e == 0; i++)
-		e = take_over_one(d, ids[i], why);
+	snprintf(why, FM_STORE_WHY, "%s: out of memory", d->run_dir);
+	all = calloc(n + 1, sizeof *all);
+	e = all ? 0 : -ENOMEM;
+	for (i = 0; i < n && e == 0; i++)
+		e = fetch(d, &clients, ids[i], &all[i], why);
 	free(ids);
+	if (e == 0)
+		e = serve_all(d, all, n, why);
+	while (all && i)
+		if (all[--i])
+			drop_fetched(all[i]);
+	free(all);
+	clients_forget(&clients);
+	if (n && e == 0)
+		fm_info("%zu regions: looked at and served in %llu us", n, (unsigned long long)(fm_now_ns() - began) / 1000);
 	return e;
 }
 

@@ -100,3 +100,23 @@ uffds_of() {
 		stop_faultd
 	done
 }
+
+died() {
+	[ "$(od -An -t d4 -j 4 -N 4 "$FM_CRASH_FILE")" -ne 0 ]
+}
+
+@test "a death between reading that a region has moved and noting it: it is found at its new place" {
+	export FM_CRASH_FILE=$FM_TMP/crash
+	head -c 512 /dev/zero > "$FM_CRASH_FILE"
+	FM_BIN=$CRASH_BIN start_faultd --local 64p --no-seccomp
+	start_client map:one:256 fill:0:256:3 say:filled until:"$FM_TMP/go" move:256 check:0:256:3
+	client_says filled
+	printf '\1\0\0\0\0\0\0\0events-read' | dd of="$FM_CRASH_FILE" conv=notrunc status=none
+	touch "$FM_TMP/go"
+	wait_for 60 died
+	wait "$FAULTD_PID" || true
+	start_faultd --local 64p
+	ends_well "$CLIENT_PID"
+	wait_for 20 no_regions
+	stop_faultd
+}

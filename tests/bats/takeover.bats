@@ -102,6 +102,40 @@ take_over_blind() {
 	stop_faultd
 }
 
+# Lines of the trace that match.
+traced() {
+	grep -cE "$1" "$FM_TMP/trace" || true
+}
+
+@test "200 regions of one client: /proc is not read for each of them, nor the store looked at; what is done grows with their number only" {
+	local calls
+	requires strace || skip "no strace"
+	start_faultd --local 4096p
+	start_client maps:many:16:200 fill:0:16:5 say:filled until:"$FM_TMP/go" check:0:16:5
+	client_says filled
+	kill -KILL "$FAULTD_PID"
+	wait "$FAULTD_PID" || true
+	: > "$FM_TMP/ready.again"
+	# -D: the traced process is our child, not strace.
+	strace -D -f -o "$FM_TMP/trace" "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 --local 4096p -v \
+		--no-evictor 4> "$FM_TMP/ready.again" 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
+	FAULTD_PID=$!
+	track "$FAULTD_PID"
+	wait_for 60 test -s "$FM_TMP/ready.again"
+	calls=$(traced .)
+	echo "# traced: $(grep 'looked at and served' "$FM_TMP/faultd.log"); $calls system calls, $(traced '/proc/[0-9]+/(maps|stat)') looks into /proc" >&3
+	[ "$(grep -c 'taken over' "$FM_TMP/faultd.log")" -eq 200 ]
+	touch "$FM_TMP/go"
+	ends_well "$CLIENT_PID"
+	wait_for 20 no_regions
+	stop_faultd
+	# Of the start alone: the client's end makes for one more look or two.
+	[ "$(traced '/proc/[0-9]+/maps')" -le 4 ]
+	[ "$(traced '/proc/[0-9]+/stat')" -le 2 ]
+	[ "$(traced 'probe-')" -le 2 ]
+	[ "$calls" -lt $((200 * 120 + 2000)) ]
+}
+
 @test "a state file of another version: refused with a message, the one that runs and the file are left alone" {
 	local file sum
 	start_faultd

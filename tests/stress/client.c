@@ -11,6 +11,7 @@
  *   remove:FIRST:N          MADV_REMOVE
  *   munmap:FIRST:N          munmap(2), behind libfm's back
  *   unmap:FIRST:N           fm_unmap
+ *   move:N                  mremap(2) of all N pages to another address
  *   nofile:N                RLIMIT_NOFILE
  *   crowd                   so many mappings that none can be cut in two any more
  *   forks:N                 N children, one after the other, while a thread maps and unmaps; each calls libfm and must come back
@@ -72,6 +73,19 @@ static bool maps(char **a)
 		if (!memory)
 			return false;
 	}
+	return true;
+}
+
+static bool move(uint64_t n)
+{
+	void *to = mmap(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (to == MAP_FAILED)
+		return false;
+	to = mremap((void *)(uintptr_t)memory, n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	if (to == MAP_FAILED)
+		return false;
+	memory = to;
 	return true;
 }
 
@@ -197,6 +211,8 @@ static bool step(char *text)
 		return munmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
 	if (strcmp(a[0], "unmap") == 0)
 		return fm_unmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
+	if (strcmp(a[0], "move") == 0)
+		return move(n[0]);
 	if (strcmp(a[0], "nofile") == 0)
 		return setrlimit(RLIMIT_NOFILE, &(struct rlimit){n[0], n[0]}) == 0;
 	if (strcmp(a[0], "crowd") == 0)
