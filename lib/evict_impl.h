@@ -1,5 +1,6 @@
 /*
- * Inside of the eviction path: what evict.c (write-back) and evict_due.c (pages whose grace is over) share. Nobody else includes it.
+ * Inside of the eviction path: what evict.c (regions, queues, the turns of batches), evict_take.c, evict_put.c and evict_leave.c (a batch's three
+ * parts) and evict_due.c (pages whose grace is over) share. Nobody else includes it.
  */
 #ifndef FM_EVICT_IMPL_H
 #define FM_EVICT_IMPL_H
@@ -56,5 +57,23 @@ bool evict_has_noted(const struct fm_shard_shm *m);
  * evict_inflight. Returns how many left the host.
  */
 unsigned evict_leave(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b);
+
+/* The next batch of at most n pages, up to the point where only the store is wanted. Returns whether there is one. */
+bool evict_prepare(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b, unsigned n);
+
+/* WRITEBACK -> DIRTY, and back to the queue. It may stay write-protected: a DIRTY page may be. */
+void evict_give_back(struct fm_evict_region *r, struct batch *b, struct victim *v);
+
+/* Give the pages to the store; zero ones need none. */
+void evict_put_begin(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b);
+
+/* Wait for the store's acknowledgements: each page that has its own may leave from here on. */
+void evict_put_end(struct fm_evictor *e, struct fm_evict_region *r, struct batch *b);
+
+/* Time passes in evictions: a region's own when it has a budget of its own, else those of all. */
+void evict_tell_time(struct fm_evictor *e, struct fm_evict_region *r);
+
+/* The client's address of a victim's page. */
+uint64_t evict_hva(const struct fm_evict_region *r, const struct victim *v);
 
 #endif
