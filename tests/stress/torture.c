@@ -146,7 +146,7 @@ static void *worker(void *arg)
 		while (d > atomic_load(&longest_ns))
 			atomic_store(&longest_ns, d);
 		if (pauses && d > 20000000)
-			fprintf(pauses, "%llu %llu\n", (unsigned long long)t0, (unsigned long long)(t0 + d));
+			fprintf(pauses, "%llu %llu\n", (unsigned long long)t0, (unsigned long long)t0 + d);
 		atomic_fetch_add(&ops, 1);
 		if (rest_us)
 			usleep(rest_us);
