@@ -23,6 +23,36 @@
 
 extern char **environ;
 
+#define RESPAWN_MIN_NS 10000000u
+#define RESPAWN_MAX_NS 1000000000u
+
+/* One that cannot start must not spin; but most often it was the evictor of an fm-faultd before us, which had not ended yet. */
+static void put_off(struct faultd *d)
+{
+	d->respawn_delay_ns = !d->respawn_delay_ns ? RESPAWN_MIN_NS : d->respawn_delay_ns > RESPAWN_MAX_NS / 2 ? RESPAWN_MAX_NS : 2 * d->respawn_delay_ns;
+	d->respawn_ns = fm_now_ns() + d->respawn_delay_ns;
+}
+
+static bool wanted(const struct faultd *d)
+{
+	return d->spawn_evictor && !d->stop && !d->evictor && !d->evictor_child && d->respawn_ns;
+}
+
+int evictor_wait_ms(const struct faultd *d)
+{
+	uint64_t now = fm_now_ns();
+
+	if (!wanted(d))
+		return -1;
+	return d->respawn_ns <= now ? 0 : (int)((d->respawn_ns - now) / 1000000) + 1;
+}
+
+void evictor_due(struct faultd *d)
+{
+	if (wanted(d) && fm_now_ns() >= d->respawn_ns)
+		evictor_spawn(d);
+}
+
 void evictor_spawn(struct faultd *d)
 {
 	char path[4096];
@@ -49,7 +79,7 @@ void evictor_spawn(struct faultd *d)
 	posix_spawnattr_destroy(&attr);
 	if (e) {
 		d->evictor_child = 0;
-		d->respawn_ns = fm_now_ns() + 1000000000u;
+		put_off(d);
 		fm_warn("%s: cannot be started: %s: the local budget is not kept", path, strerror(e));
 	}
 }
@@ -67,8 +97,11 @@ void evictor_child_ended(struct faultd *d, pid_t pid, int status)
 		fm_warn("fm-evict: ended by signal %d: started again", WTERMSIG(status));
 	else
 		fm_warn("fm-evict: ended with status %d: started again", WEXITSTATUS(status));
-	/* At once when it had come up, and lived for a moment; else in a second: one that cannot start must not spin. */
-	d->respawn_ns = d->child_came_up && fm_now_ns() - d->spawned_ns > 50000000 ? 0 : fm_now_ns() + 1000000000u;
+	/* At once when it had come up, and lived for a moment. */
+	if (d->child_came_up && fm_now_ns() - d->spawned_ns > 50000000)
+		d->respawn_ns = d->respawn_delay_ns = 0;
+	else
+		put_off(d);
 	if (!d->evictor)
 		evictor_spawn(d); /* else evictor_lost() does, after it has mended */
 }

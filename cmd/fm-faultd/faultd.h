@@ -122,7 +122,8 @@ struct faultd {
 	pid_t evictor_child;  /* 0: none */
 	bool child_came_up;   /* it has connected */
 	uint64_t spawned_ns;  /* when it was started */
-	uint64_t respawn_ns;  /* when to start another; 0: no need */
+	uint64_t respawn_ns;  /* not to start another before; 0: at any time */
+	uint64_t respawn_delay_ns; /* how long the last one was put off; 0 when it came up */
 	uint64_t crowded_ns;  /* when the log was last told that descriptors are short; 0 never */
 	uint64_t next_cookie;
 	struct fm_registry *registry; /* NULL: none */
@@ -229,6 +230,9 @@ void region_detach_resume(struct region *r);
 
 /* evictor.c: the link to fm-evict. */
 void evictor_spawn(struct faultd *d);
+/* How long until one that was put off is due, for poll(2); -1: none is. And start it then. */
+int evictor_wait_ms(const struct faultd *d);
+void evictor_due(struct faultd *d);
 void evictor_connected(struct faultd *d, struct conn *c);
 void evictor_lost(struct faultd *d);
 void evictor_child_ended(struct faultd *d, pid_t pid, int status);

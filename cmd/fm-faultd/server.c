@@ -491,7 +491,7 @@ void server_run(struct faultd *d)
 	struct epoll_event ev[32];
 
 	while (!d->stop) {
-		int n = epoll_wait(d->epoll_fd, ev, sizeof ev / sizeof ev[0], -1);
+		int n = epoll_wait(d->epoll_fd, ev, sizeof ev / sizeof ev[0], evictor_wait_ms(d));
 		bool client_ended = false;
 
 		for (int i = 0; i < n; i++) {
@@ -525,6 +525,7 @@ void server_run(struct faultd *d)
 		if (client_ended)
 			regions_check_alive(d);
 		reap_connections(d);
+		evictor_due(d);
 	}
 }
 

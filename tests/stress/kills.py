@@ -13,6 +13,7 @@ Prints the kills, the wrong words, and the longest pauses of the checker: in all
 its SIGKILL until the next one is started (a supervisor's time, not ours). An operation of the checker is one page, of which it may
 need several faults. Exit 0 when no word was wrong, no page lost, and everything was freed.
 """
+import ctypes
 import json
 import os
 import random
@@ -20,6 +21,11 @@ import signal
 import subprocess
 import sys
 import time
+
+
+def die_with_us():
+    """For what is started here: SIGKILL when this program ends, whatever ends it (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def wait_for(what, condition, seconds=60):
@@ -46,6 +52,7 @@ class Kills:
         self.grace = ["--grace", "100"] if guest else []
         self.faultd, self.checker, self.servers = None, None, []
         self.kills = {"fm-faultd": 0, "fm-evict": 0}
+        self.deaths = []  # (when, who)
         self.down = []  # (SIGKILL, the next one's start) of fm-faultd, seconds of CLOCK_MONOTONIC
         self.ready = []  # from its start until it was ready
         if store == "memcached":
@@ -60,7 +67,7 @@ class Kills:
         at = self.file(f"mc{i}")
         user = ["-u", "root"] if os.getuid() == 0 else []
         self.servers.append(subprocess.Popen(["memcached", *user, "-M", "-t", "1", "-m", "1024", "-s", at], stdin=subprocess.DEVNULL,
-                                             stdout=self.log, stderr=self.log))
+                                             stdout=self.log, stderr=self.log, preexec_fn=die_with_us))
         wait_for(f"memcached on {at}", lambda: os.path.exists(at))
         return at
 
@@ -68,7 +75,7 @@ class Kills:
         r, w = os.pipe()
         began = time.monotonic()
         self.faultd = subprocess.Popen([os.path.join(self.bin, "fm-faultd"), *self.store, "--local", "2048p", "--shards", "2", *self.grace,
-                                        "--ready-fd", str(w)], env=self.env, pass_fds=[w], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+                                        "--ready-fd", str(w)], env=self.env, pass_fds=[w], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, preexec_fn=die_with_us)
         os.close(w)
         if os.read(r, 1) != b"\n":
             raise RuntimeError("fm-faultd does not start")
@@ -86,6 +93,7 @@ class Kills:
 
     def kill_faultd(self):
         killed = time.monotonic()
+        self.deaths.append((killed, "fm-faultd"))
         self.faultd.kill()
         self.faultd.wait()
         self.down.append((killed, self.start()))
@@ -96,6 +104,7 @@ class Kills:
             pids = f.read().split()
         if pids:
             try:
+                self.deaths.append((time.monotonic(), "fm-evict"))
                 os.kill(int(pids[0]), signal.SIGKILL)
                 self.kills["fm-evict"] += 1
             except ProcessLookupError:
@@ -109,8 +118,8 @@ class Kills:
             time.sleep(max(0, now + self.rnd.uniform(0.2, 1) - time.monotonic()))
 
     def pauses(self, calm_end):
-        """(without kills, in all, beyond): sorted, milliseconds."""
-        before, whole, beyond = [], [], []
+        """(without kills, in all, beyond): sorted, milliseconds; and what was killed around the longest of the last ones."""
+        before, whole, beyond, longest, when = [], [], [], 0, "nothing"
         with open(self.file("pauses"), encoding="ascii") as f:
             for line in f:
                 a, b = (int(n) / 1e9 for n in line.split())
@@ -120,7 +129,11 @@ class Kills:
                 away = sum(max(0, min(b, t) - max(a, s)) for s, t in self.down)
                 whole.append((b - a) * 1000)
                 beyond.append((b - a - away) * 1000)
-        return sorted(before), sorted(whole), sorted(beyond)
+                if beyond[-1] > longest:
+                    longest = beyond[-1]
+                    near = [f"{who} after {(t - a) * 1000:.0f} ms" for t, who in self.deaths if a - 0.5 < t < b]
+                    when = "SIGKILL of " + ", ".join(near)
+        return sorted(before), sorted(whole), sorted(beyond), when
 
     def go(self):
         self.start()
@@ -130,7 +143,8 @@ class Kills:
         else:
             self.checker = subprocess.Popen([os.path.join(self.clients, "torture"), "--seconds", "100000", "--size", str(8192 * 4096),
                                              "--threads", "4", "--seed", str(self.seed), "--discard", "--pauses", self.file("pauses")],
-                                            env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                                            env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                            preexec_fn=die_with_us)
         wait_for("faults", lambda: self.served() > 3000, 600)
         time.sleep(self.seconds / 10)
         calm_end = time.monotonic()
@@ -151,8 +165,8 @@ class Kills:
             out = self.checker.communicate(timeout=300)[0]
             good &= self.checker.returncode == 0 and out.rstrip().endswith(", 0 wrong words")
             print(out, end="")
-            before, whole, beyond = self.pauses(calm_end)
-            print(f"kills: longest pause {quantile(whole, 1):.0f} ms; beyond the time that no fm-faultd ran {quantile(beyond, 1):.0f} ms, "
+            before, whole, beyond, when = self.pauses(calm_end)
+            print(f"kills: longest pause {quantile(whole, 1):.0f} ms; beyond the time that no fm-faultd ran {quantile(beyond, 1):.0f} ms ({when}), "
                   f"99 % of {len(beyond)} pauses above 20 ms: {quantile(beyond, 0.99):.0f} ms, above 150 ms: {sum(p > 150 for p in beyond)}; "
                   f"the longest before the first kill {quantile(before, 1):.0f} ms")
         wait_for("all freed", lambda: not [f for f in os.listdir(self.run) if f.startswith("region-")])
