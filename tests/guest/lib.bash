@@ -1,10 +1,10 @@
 # Boot a stock Linux guest under a stock QEMU and talk to it: sourced by tests/guest/*.bats and demo.sh.
 #
 #   guest_start [--mem SIZE] [--share] [--initramfs FILE] [--accel A] [-- QEMU-ARGS...]
-#   guest_cmd [-t SECONDS] LINE     run a shell line in the guest; prints its output, returns its status (124: no answer)
+#   guest_cmd [-t SECONDS] LINE     run a shell line in the guest (200 s); prints its output, returns its status (124: no answer)
 #   check_begin BYTES [PASSES...]   memcheck in the guest beside other things, until it is told to end
 #   check_end                       ... and its verdict: fails when a byte was wrong, or when it had ended before
-#   guest_wait_mib MIB              wait until the guest's MemTotal has come up to that, 60 s at most
+#   guest_wait_mib MIB              wait until the guest's MemTotal has come up to that, 200 s at most
 #   guest_stop                      power it off; fails unless QEMU ends within 20 s
 #   guest_kill                      SIGKILL, for teardown
 #
@@ -78,7 +78,7 @@ guest_answer() {
 }
 
 guest_cmd() {
-	local limit=60 GUEST_LAST
+	local limit=200 GUEST_LAST
 	if [ "$1" = -t ]; then
 		limit=$2
 		shift 2
@@ -110,7 +110,7 @@ check_end() {
 
 guest_wait_mib() {
 	# shellcheck disable=SC2016 # the guest's shell expands it
-	guest_cmd -t 60 'until awk "/^MemTotal:/ { exit \$2 < '$(($1 * 1024))' }" /proc/meminfo; do sleep 0.1; done'
+	guest_cmd 'until awk "/^MemTotal:/ { exit \$2 < '$(($1 * 1024))' }" /proc/meminfo; do sleep 0.1; done'
 }
 
 guest_stop() {
