@@ -71,7 +71,7 @@ struct fm_cluster_shm {
 	_Atomic uint64_t passes;      /* over all words, ever */
 	struct fm_server_shm server[FM_SERVERS];
 	struct fm_epoch_shm epoch[FM_EPOCHS];
-	_Atomic uint32_t reused;          /* slots of server[] that were given to another server, twice; odd: one is being */
+	uint32_t reserved;                /* 0 */
 	_Atomic uint32_t replicas_before; /* the most copies by epochs up to replicas_until: --replicas was another then */
 	_Atomic uint64_t replicas_until;
 };

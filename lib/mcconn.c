@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "resolve.h"
+
 #define IN_BYTES  (128u * 1024)
 #define SLICE_MS  5
 #define MAX_CONNS 64
@@ -45,9 +47,8 @@ static int unix_address(struct fm_mc_address *a, char *why)
 
 int fm_mc_address(const char *text, size_t len, struct fm_mc_address *a, char *why)
 {
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list;
 	char host[FM_MC_ADDRESS], *port;
-	int r;
+	int r, gai = 0;
 
 	memset(a, 0, sizeof *a);
 	if (len == 0 || len >= sizeof a->text) {
@@ -69,15 +70,12 @@ int fm_mc_address(const char *text, size_t len, struct fm_mc_address *a, char *w
 		memmove(host, host + 1, strlen(host));
 		host[strlen(host) - 1] = '\0';
 	}
-	r = getaddrinfo(host, port, &hints, &list);
-	if (r) {
-		snprintf(why, 256, "%.120s: cannot be resolved: %s", a->text, gai_strerror(r));
-		return -EHOSTUNREACH;
-	}
-	memcpy(&a->sa, list->ai_addr, list->ai_addrlen);
-	a->sa_len = list->ai_addrlen;
-	freeaddrinfo(list);
-	return 0;
+	r = fm_resolve(host, port, &a->sa, &a->sa_len, &gai);
+	if (r == -EHOSTUNREACH)
+		snprintf(why, 256, "%.120s: cannot be resolved: %s", a->text, gai_strerror(gai));
+	else if (r)
+		snprintf(why, 256, "%.120s: cannot be resolved: %s", a->text, r == -ETIMEDOUT ? "the name service does not answer" : strerror(-r));
+	return r ? -EHOSTUNREACH : 0;
 }
 
 /* --- life of a connection */

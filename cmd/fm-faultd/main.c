@@ -20,6 +20,7 @@
 #include "crash.h"
 #include "evict.h"
 #include "log.h"
+#include "resolve.h"
 #include "policy.h"
 #include "size.h"
 
@@ -467,6 +468,7 @@ int main(int argc, char **argv)
 			fm_warn("--ready-fd: %d: cannot write: %m", a.ready_fd);
 		close(a.ready_fd);
 	}
+	fm_resolve_patience(1000); /* it holds up the loop */
 	server_run(&d);
 	left = d.regions != NULL;
 	server_close(&d);

@@ -23,7 +23,7 @@
 
 #define CHANGE_MS 2000          /* a change waits for the registry no longer than that; nor does the main loop */
 #define AGAIN_NS  10000000000u  /* a membership that was not published is published again */
-#define NAMES_NS  60000000000u  /* a name that was not resolved is looked up again: it may hold up the main loop for seconds */
+#define NAMES_NS  10000000000u  /* a name that was not resolved is looked up again */
 
 bool members_wanted(const struct faultd *d)
 {

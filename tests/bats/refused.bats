@@ -1,6 +1,7 @@
 #!/usr/bin/env bats
 # What a table of servers cannot know: addresses that refuse connections though the server lives, and what an older table said.
 
+bats_require_minimum_version 1.5.0
 load helper
 load memcached
 
@@ -166,4 +167,39 @@ no_evictor() {
 	[ "$(lost_number right)" -eq 2048 ]
 	lost_end one
 	stop_faultd
+}
+
+@test "a name service that does not answer holds nobody up: what needs it is refused, faults and SIGTERM are not" {
+	mc_start a
+	echo 'nameserver 127.0.0.1' > "$FM_TMP/resolv.conf"
+	echo '127.0.0.1 localhost' > "$FM_TMP/hosts"
+	# Whoever asks gets no answer: not even that nobody listens.
+	cat > "$FM_TMP/inside" <<- 'EOF'
+		mount --bind "$FM_TMP/resolv.conf" /etc/resolv.conf
+		mount --bind "$FM_TMP/hosts" /etc/hosts
+		ip link set lo up
+		"$FM_PYTHON" -c 'import socket, time
+		s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+		s.bind(("127.0.0.1", 53))
+		time.sleep(600)' 3>&- &
+		deaf=$!
+		"$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "memcached:$1" --ready-fd 1 > "$FM_TMP/ready" 2> "$FM_TMP/faultd.log" 3>&- &
+		faultd=$!
+		for _ in {1..200}; do [ -s "$FM_TMP/ready" ] && break; sleep 0.1; done
+		"$FM_BIN/fm-evict" --add-server no-such-host.example:11211 2> "$FM_TMP/said"
+		echo "$?" >> "$FM_TMP/said"
+		# A look-up is under way, and will be for seconds.
+		"$FM_BIN/fm-evict" --add-server nor-this.example:11211 2>> "$FM_TMP/said" &
+		kill -TERM "$faultd"
+		for _ in {1..50}; do kill -0 "$faultd" 2> /dev/null || break; sleep 0.1; done
+		kill -0 "$faultd" 2> /dev/null && echo 'it still runs' >> "$FM_TMP/said"
+		kill -KILL "$faultd" 2> /dev/null
+		kill "$deaf"
+		wait
+	EOF
+	FM_PYTHON=$FM_PYTHON timeout 120 unshare -mn bash "$FM_TMP/inside" "${MC_AT[a]}"
+	cat "$FM_TMP/said" "$FM_TMP/faultd.log"
+	grep -q 'no-such-host.example:11211: cannot be resolved: the name service does not answer' "$FM_TMP/said"
+	grep -qx 1 "$FM_TMP/said"
+	run ! grep -q 'still runs' "$FM_TMP/said"
 }
