@@ -321,7 +321,7 @@ static bool make_state(void)
 	       fm_shmfile_region_map_fd(dup(t.state_fd), FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &t.evict.map, NULL) == 0;
 }
 
-static bool start(const struct fm_uffd_ops *kernel, uint64_t limit)
+static inline bool start(const struct fm_uffd_ops *kernel, uint64_t limit)
 {
 	uint64_t features;
 
@@ -615,7 +615,7 @@ static inline void halt_clients(void)
 }
 
 /* Free what begin() made; evictor, clients and shards have been halted. */
-static void finish(void)
+static inline void finish(void)
 {
 	fm_evict_end(&t.evictor, &t.evict);
 	fm_evictor_fini(&t.evictor);
