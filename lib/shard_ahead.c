@@ -1,6 +1,8 @@
 /* Pages that are brought in before anybody asks for them: see prefetch.h for which, here is how. */
 #include "shard_impl.h"
 
+#include "crash.h"
+
 /* Pages that may be here more without passing the high mark of a budget. Of a small one no more than a sixteenth goes to guesses. */
 static uint64_t room(uint64_t limit, uint64_t resident)
 {
@@ -42,14 +44,17 @@ static enum step take_ahead(struct fm_shard *s, uint32_t page, enum fill_source 
 		return STEP_END;
 	if (shard_counts(s))
 		shard_count_page(s, page);
+	FM_CRASH_POINT("ahead-reserved");
 	busy = fm_word_busy(w, state);
 	/* Named before it is ours: see fm_shard_recover(). */
 	atomic_store(&s->shm->inflight[s->nfill], page + 1);
+	FM_CRASH_POINT("ahead-named");
 	if (!fm_page_cas(word, w, busy)) {
 		atomic_store(&s->shm->inflight[s->nfill], 0);
 		shard_unreserve(s);
 		return STEP_END;
 	}
+	FM_CRASH_POINT("ahead-busy");
 	s->fill[s->nfill++] = (struct fill){.page = page, .source = source, .write = write, .ahead = true, .w = busy};
 	return STEP_TAKEN;
 }

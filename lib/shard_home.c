@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "crash.h"
 #include "evict.h"
 
 #define NOTE  32   /* pages brought home in a turn: a fault waits for no more than these */
@@ -73,6 +74,7 @@ static bool note_some(struct fm_shard *s)
 
 			s->home_found = true;
 			shard_note(s, &want);
+			FM_CRASH_POINT("home-noted");
 		}
 	s->home_at = p;
 	return p == end;
@@ -91,6 +93,7 @@ static bool fetch(struct fm_shard *s, enum discard_left left)
 		return false;
 	if (!s->home_found && left != DISCARD_MORE) {
 		told(s, FM_SHARD_HOME);
+		FM_CRASH_POINT("home-fetched");
 		return false;
 	}
 	/* Once more: a page that was noted may not have come, its mapping being changed or its server away. */
@@ -113,11 +116,13 @@ static bool leave(struct fm_shard *s, enum discard_left left)
 		}
 		return true;
 	}
+	FM_CRASH_POINT("home-unregistered");
 	if (left == DISCARD_MORE || !fm_uffd_is_quiet(&s->o.uffd))
 		return left != DISCARD_MORE;
 	s->npending = 0; /* whoever waited for a page goes on by himself */
 	s->overflow = false;
 	told(s, FM_SHARD_LEFT);
+	FM_CRASH_POINT("home-left");
 	return false;
 }
 

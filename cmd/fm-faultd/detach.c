@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "crash.h"
 #include "log.h"
 #include "room.h"
 
@@ -121,6 +122,7 @@ void region_detach(struct faultd *d, struct conn *c, struct region *r)
 	r->detach = DETACH_HOLD;
 	/* Before the message: the evictor looks at it for each batch from then on. */
 	atomic_fetch_or(&r->map.hdr->flags, FM_REGION_DETACHING);
+	FM_CRASH_POINT("detach-flagged");
 	fm_info("region %016llx: coming home, %llu pages", id_of(r), (unsigned long long)fm_ld(&r->map.hdr->remote));
 	if (r->told_evictor && d->evictor && !d->evictor->dead) {
 		r->holds++;
@@ -135,7 +137,9 @@ void region_detach_held(struct faultd *d, struct region *r)
 	if (r->detach != DETACH_HOLD)
 		return;
 	r->detach = DETACH_FETCH;
+	FM_CRASH_POINT("detach-held");
 	set_unbounded(d, r, true);
+	FM_CRASH_POINT("detach-unbounded");
 	ask_shards(r);
 	evictor_kick(d); /* the others have more room now */
 }
@@ -182,8 +186,10 @@ bool region_detach_news(struct faultd *d, struct region *r)
 		r->detach = DETACH_LEAVE;
 		/* From here on there is no way back, whoever dies. */
 		atomic_fetch_or(&r->map.hdr->flags, FM_REGION_HOME);
+		FM_CRASH_POINT("detach-no-way-back");
 		ask_shards(r);
 	} else if (r->detach == DETACH_LEAVE && all_done(r)) {
+		FM_CRASH_POINT("detach-left");
 		fm_info("region %016llx: home, and let go of", id_of(r));
 		region_end(d, r);
 		return true;

@@ -102,6 +102,16 @@ take_over_blind() {
 	stop_faultd
 }
 
+# Start fm-faultd under strace; $FM_TMP/ready.again says when it is ready.
+start_traced() {
+	: > "$FM_TMP/ready.again"
+	# -D: the traced process is our child, not strace.
+	strace -D -f -o "$FM_TMP/trace" "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 --local 4096p -v \
+		--no-evictor 4> "$FM_TMP/ready.again" 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
+	FAULTD_PID=$!
+	track "$FAULTD_PID"
+}
+
 # Lines of the trace that match.
 traced() {
 	grep -cE "$1" "$FM_TMP/trace" || true
@@ -115,12 +125,7 @@ traced() {
 	client_says filled
 	kill -KILL "$FAULTD_PID"
 	wait "$FAULTD_PID" || true
-	: > "$FM_TMP/ready.again"
-	# -D: the traced process is our child, not strace.
-	strace -D -f -o "$FM_TMP/trace" "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 --local 4096p -v \
-		--no-evictor 4> "$FM_TMP/ready.again" 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
-	FAULTD_PID=$!
-	track "$FAULTD_PID"
+	start_traced
 	wait_for 60 test -s "$FM_TMP/ready.again"
 	calls=$(traced .)
 	echo "# traced: $(grep 'looked at and served' "$FM_TMP/faultd.log"); $calls system calls, $(traced '/proc/[0-9]+/(maps|stat)') looks into /proc" >&3

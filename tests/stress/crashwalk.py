@@ -138,6 +138,24 @@ class Walk:
         names = [line.split() for line in out.splitlines()]
         return any(pages_file.startswith(w[0]) and "lost" in w for w in names if w)
 
+    def homers(self):
+        """Memory of a process that goes far and comes home again and again."""
+        hotplug = os.path.join(self.bin, "fm-hotplug")
+        p = subprocess.Popen([os.path.join(self.clients, "torture"), "--vm", "--size", str(512 * 4096), "--threads", "1", "--seconds", "3000"],
+                             env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not self.stop.is_set():
+            for what in "--attach", "--detach":
+                try:
+                    subprocess.run([hotplug, what, f"pid:{p.pid}"], env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   timeout=10, check=False)
+                except subprocess.TimeoutExpired:
+                    pass
+                time.sleep(0.1)
+        p.send_signal(signal.SIGTERM)
+        out, err = p.communicate()
+        if p.returncode:
+            self.wrong.append("torture --vm: " + out + err)
+
     def servers(self):
         """Pages that move between servers: one is drained and added again."""
         server = self.store[len("memcached:"):].split("?")[0].split(",")[0].removeprefix("//")
@@ -204,8 +222,14 @@ class Walk:
         torture = subprocess.Popen([os.path.join(self.clients, "torture"), "--size", str(2048 * 4096), "--threads", "3", "--discard",
                                     "--seconds", "3000", "--seed", str(seed)], env=self.env, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2000):  # its region must be there before anything dies
+            if any(f.startswith("region-") for f in os.listdir(self.run)):
+                break
+            time.sleep(0.01)
+        time.sleep(0.2)
         jobs = [self.small_clients]
         jobs += [self.losers] if self.store.startswith("dir:") and any(p.startswith("lost-") for p in points) else []
+        jobs += [self.homers] if any(p.startswith(("home-", "detach-")) for p in points) else []
         jobs += [self.servers] if self.store.startswith("memcached") else []
         threads = [threading.Thread(target=t, daemon=True) for t in jobs]
         for t in threads:
