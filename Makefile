@@ -38,8 +38,8 @@ ifneq ($(and $(MISSING),$(if $(filter demo check clean,$(MAKECMDGOALS)),,yes)),)
 $(error $(MISSING): not found: run `sudo tests/install.sh build`)
 endif
 # musl-gcc hides the system's headers; the kernel's are wanted, after musl's own.
-TOOLCF   = $(BASE) $(CFLAGS) -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu -I$(B)/deps/include -isystem $(B)/deps/ipsec-mb
-TOOLLD   = -static -Wl,-z,stack-size=1048576 -L$(B)/deps/lib
+TOOLCF   = $(BASE) $(CFLAGS) -ffunction-sections -fdata-sections -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu -I$(B)/deps/include -isystem $(B)/deps/ipsec-mb
+TOOLLD   = -static -Wl,--gc-sections -Wl,-z,stack-size=1048576 -L$(B)/deps/lib
 DEPS    := $(B)/deps/.done
 else ifeq ($(SAN),asan)
 CC      := gcc

@@ -186,7 +186,7 @@ build_libmemcached() {
 	# Its receive buffer of 8 KiB takes 9 calls of recv for a reply of 16 pages, one of 80 KiB takes 4.
 	sed -i 's/^\(#define MEMCACHED_MAX_BUFFER\) .*/\1 81920/' include/libmemcached-1.0/limits.h
 	grep -q '^#define MEMCACHED_MAX_BUFFER 81920$' include/libmemcached-1.0/limits.h
-	cmake_static -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_CXX_FLAGS="-DNDEBUG -ffile-prefix-map=$PWD=." \
+	cmake_static -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_CXX_FLAGS="$sections -DNDEBUG -ffile-prefix-map=$PWD=." \
 		-DCMAKE_CXX_ARCHIVE_CREATE='<CMAKE_AR> rcsD <TARGET> <LINK_FLAGS> <OBJECTS>' -DCMAKE_CXX_ARCHIVE_FINISH= \
 		-DBUILD_TESTING=OFF -DENABLE_SASL=OFF -DENABLE_MEMASLAP=OFF -DENABLE_DTRACE=OFF -DENABLE_OPENSSL_CRYPTO=OFF \
 		-DCMAKE_INSTALL_PREFIX="$PWD/to" -DCMAKE_INSTALL_LIBDIR=lib
@@ -223,7 +223,7 @@ build_zookeeper() {
 	awk -v part=h -f "$here/jute.awk" "$jute" > generated/zookeeper.jute.h
 	awk -v part=c -f "$here/jute.awk" "$jute" > generated/zookeeper.jute.c
 	cmake_static -DWITH_CYRUS_SASL=OFF -DWITH_OPENSSL=OFF -DWANT_CPPUNIT=OFF -DWANT_SOCK_CLOEXEC=ON \
-		-DCMAKE_C_FLAGS="-DNDEBUG -ffile-prefix-map=$PWD=."
+		-DCMAKE_C_FLAGS="$sections -DNDEBUG -ffile-prefix-map=$PWD=."
 	cmake --build build -j"$(nproc)" --target zookeeper hashtable
 	rm -f libzookeeper_mt.a
 	find build/CMakeFiles/zookeeper.dir build/CMakeFiles/hashtable.dir -name '*.o' | LC_ALL=C sort |
@@ -234,22 +234,25 @@ build_zookeeper() {
 		"$out/include/zookeeper"
 }
 
+# So that the tools get of a library what they call, and no more.
+sections='-ffunction-sections -fdata-sections'
+
 # Compile C files into an archive of $out/lib. Arguments: its name, compiler flags in one word, files.
 compile_static() {
 	local archive=$1 flags=$2
 	shift 2
 	# shellcheck disable=SC2016 # $1 and $2 are the inner shell's
 	printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I '{}' sh -c 'musl-gcc -O2 -fPIC -DNDEBUG -w $1 -c -o "$2.o" "$2"' \
-		sh "$flags -ffile-prefix-map=$PWD=." '{}'
+		sh "$flags $sections -ffile-prefix-map=$PWD=." '{}'
 	rm -f "$archive"
 	ar rcsD "$archive" "${@/%/.o}"
 	install -m 644 "$archive" "$out/lib"
 }
 
-# Configure the source here into build/, for static archives that do not depend on where and when they were built.
+# Small: nothing of these is on a page's way. Configure the source here into build/, for static archives that do not depend on where and when they were built.
 cmake_static() {
-	cmake -S . -B build -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_COMPILER=musl-gcc \
-		-DCMAKE_C_FLAGS="-ffile-prefix-map=$PWD=." -DCMAKE_EXE_LINKER_FLAGS=-static -DBUILD_SHARED_LIBS=OFF \
+	cmake -S . -B build -DCMAKE_BUILD_TYPE=MinSizeRel -DCMAKE_C_COMPILER=musl-gcc \
+		-DCMAKE_C_FLAGS="$sections -ffile-prefix-map=$PWD=." -DCMAKE_EXE_LINKER_FLAGS=-static -DBUILD_SHARED_LIBS=OFF \
 		-DCMAKE_C_ARCHIVE_CREATE='<CMAKE_AR> rcsD <TARGET> <LINK_FLAGS> <OBJECTS>' -DCMAKE_C_ARCHIVE_FINISH= \
 		-DCMAKE_POLICY_VERSION_MINIMUM=3.5 -Wno-dev "$@"
 }
