@@ -104,7 +104,8 @@ descriptors_at_most() {
 		! grep -q 'client: map:.*: Too many open files$' "$FM_TMP/err.$i" || refused=$((refused + 1))
 	done
 	echo "$refused of 30 refused"
-	[ "$refused" -ge 15 ] && [ "$refused" -lt 30 ]
+	[ "$refused" -ge 15 ]
+	[ "$refused" -lt 30 ]
 	grep -qx 'fm-faultd: descriptors: there may be 64 (RLIMIT_NOFILE), and none are left: clients are refused' "$FM_TMP/faultd.log"
 	[ "$(grep -c descriptors: "$FM_TMP/faultd.log")" -eq 1 ]
 	# Another evictor, now that there is no descriptor left for clients, and the budget holds.
