@@ -72,7 +72,7 @@ uffds() {
 # Bit 3 of the flags in the region's file: see INTERFACES.md.
 detaching() {
 	local flags
-	flags=$(od -An -tu8 -j272 -N8 "$FM_RUN_DIR"/region-*.state 2> /dev/null) && [ $((flags & 8)) -ne 0 ]
+	flags=$(od -An -tu8 -j248 -N8 "$FM_RUN_DIR"/region-*.state 2> /dev/null) && [ $((flags & 8)) -ne 0 ]
 }
 
 detaching_or_gone() {

@@ -339,7 +339,7 @@ def holds():
     def flags():
         try:
             with open("%s/region-%016x.state" % (run, region), "rb") as f:
-                return struct.unpack_from("<Q", f.read(280), 272)[0]
+                return struct.unpack_from("<Q", f.read(256), 248)[0]
         except FileNotFoundError:
             return None
 
