@@ -84,5 +84,6 @@ mc_rows() {
     row "remote fault p50, $what, to bare uffd + get" us 1000 "mc.$name.fault.p50_ns" "mc.$name.raw.p50_ns" "<=1.10"
     row "write-back, $what, to set stream" MB/s 1 "mc.$name.stream.evict_mb_s" "mc.$name.stream.set_mb_s" ">=0.80"
     row "sequential read, $what, to get stream" MB/s 1 "mc.$name.stream.read_mb_s" "mc.$name.stream.get_mb_s" ">=0.80"
+    row "strided read, every third page, $what, to get stream" MB/s 1 "mc.$name.stream.stride_mb_s" "mc.$name.stream.get_mb_s" ">=0.80"
   done
 }
