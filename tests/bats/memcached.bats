@@ -84,7 +84,7 @@ tortured() {
 	mc_start b
 	mc_start c
 	start_faultd --local 1024p --store "memcached:$(addresses a b c)" --replicas 2
-	torture_start "$seconds" --size $((32 << 20))
+	torture_start $((2 * seconds)) --size $((32 << 20))
 	"$FM_BIN/fm-stat" -j -i 0.1 > "$FM_TMP/samples" 3>&- &
 	track $!
 	kills=0
@@ -97,7 +97,7 @@ tortured() {
 	done
 	torture_end 60
 	echo "killed $kills times"
-	[ "$kills" -ge 3 ]
+	[ "$kills" -ge 2 ]
 	[ "$(jq -s 'map(.regions[].pages_lost) | max' "$FM_TMP/samples")" -eq 0 ]
 	[ "$(jq -s 'map(.regions[].store_puts) | max' "$FM_TMP/samples")" -gt 5000 ]
 	wait_for 10 no_regions
