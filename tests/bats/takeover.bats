@@ -105,8 +105,8 @@ take_over_blind() {
 # Start fm-faultd under strace; $FM_TMP/ready.again says when it is ready.
 start_traced() {
 	: > "$FM_TMP/ready.again"
-	# -D: the traced process is our child, not strace.
-	strace -D -f -o "$FM_TMP/trace" "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 --local 4096p -v \
+	# -D: the traced process is our child, not strace. A traced process cannot be searched for leaks.
+	ASAN_OPTIONS=detect_leaks=0 strace -D -f -o "$FM_TMP/trace" "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store" --ready-fd 4 --local 4096p -v \
 		--no-evictor 4> "$FM_TMP/ready.again" 3>&- < /dev/null >> "$FM_TMP/faultd.log" 2>&1 &
 	FAULTD_PID=$!
 	track "$FAULTD_PID"
