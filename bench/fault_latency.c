@@ -34,13 +34,14 @@ static void evict_all(const char *fm_evict, const char *name)
 /* Read a word of every so manieth page in address order; says how fast as key. Returns the number of wrong words. */
 static unsigned read_every(volatile unsigned char *base, size_t pages, size_t stride, const char *key)
 {
+	size_t bytes = pages / stride * PAGE;
 	uint64_t t = now_ns();
 	unsigned wrong = 0;
 
 	for (size_t i = 0; i < pages; i += stride)
 		wrong += *(volatile uint64_t *)(base + i * PAGE) != pattern(i);
 	t = now_ns() - t;
-	printf("%s=%.1f\n", key, (double)(pages / stride * PAGE) * 1e3 / (double)t);
+	printf("%s=%.1f\n", key, (double)bytes * 1e3 / (double)t);
 	return wrong;
 }
 
