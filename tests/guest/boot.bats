@@ -66,6 +66,7 @@ guest_says() {
 
 	# A host this time.
 	guest_cmd 'echo "FM_OPTIONS=--store dir:/var/lib/fm/store --local 4M" > /etc/default/fm-faultd; systemctl start fm-faultd'
+	guest_says there '[ ! -S /run/fm/fm.sock ] || echo there'
 	guest_cmd 'client map:one:4096 fill:0:4096:7 say:filled until:/tmp/go check:0:4096:7 fill:0:4096:8 until:/tmp/on check:0:4096:8 say:right > /tmp/client 2>&1 < /dev/null & true'
 	guest_says filled 'cat /tmp/client'
 	guest_cmd 'kill -9 $(systemctl show -P MainPID fm-faultd); touch /tmp/go'
