@@ -17,8 +17,10 @@
 static void evict_all(const char *fm_evict, const char *name)
 {
 	int status;
-	pid_t pid = fork();
+	pid_t pid;
 
+	fflush(stdout); /* or the child says it again */
+	pid = fork();
 	if (pid < 0)
 		err(1, "fork");
 	if (pid == 0) {
