@@ -131,11 +131,10 @@ suite_bats() {
 	tap_end
 }
 
-# Every parser of outside bytes for FM_FUZZ_SECONDS, beginning with tests/fuzz/corpus/NAME; one a processor at a time. A minute each would be ten
-# minutes of two processors, a quarter of all there is: `make fuzz-long` is for that. A file of tests/fuzz names what it needs beyond lib/
-# in a line ` * with: GLOB`.
+# Every parser of outside bytes for FM_FUZZ_SECONDS, beginning with tests/fuzz/corpus/NAME; one a processor at a time: seven minutes of two
+# processors. `make fuzz-long` takes longer. A file of tests/fuzz names what it needs beyond lib/ in a line ` * with: GLOB`.
 suite_fuzz() {
-	local src name seconds=${FM_FUZZ_SECONDS:-30} fuzzers=() flags='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c11 -D_GNU_SOURCE' libs more
+	local src name seconds=${FM_FUZZ_SECONDS:-60} fuzzers=() flags='-g -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -std=c11 -D_GNU_SOURCE' libs more
 	flags+=' -DFM_VERSION=__FILE__ -Ilib -Wno-unused-command-line-argument'
 	libs=$(sed -n 's/^LIBS *:= *//p' Makefile)
 	if [ ! -e "$(clang -print-file-name=libclang_rt.fuzzer-x86_64.a)" ]; then
