@@ -144,6 +144,8 @@ detaching_or_gone() {
 	start_faultd --grace 0 --local 512p
 	start_vm_torture --size $((16384 * 4096)) --threads 1 --seed 1
 	hotplug --attach "pid:$CLIENT_PID"
+	# Before it has touched that many pages there is nothing to come home.
+	wait_for 60 remote_above 1000
 	kill -STOP "$CLIENT_PID"
 	"$FM_BIN/fm-evict" --limit 64p
 	echo "$CLIENT_PID" > "$CGROUP/cgroup.procs"
