@@ -299,6 +299,16 @@ static size_t check_structure(const char *text, size_t first)
 	return last;
 }
 
+static void check_versions(const char *text)
+{
+	char line[128];
+
+	snprintf(line, sizeof line, "\n| state files | %u | ", FM_SHM_VERSION);
+	ok(strstr(text, line) != NULL, "the table of versions has that of the state files");
+	snprintf(line, sizeof line, "\n| control protocol | %u | ", (unsigned)FM_CTL_VERSION);
+	ok(strstr(text, line) != NULL, "... and that of the control protocol");
+}
+
 int main(void)
 {
 	char *text = slurp("INTERFACES.md");
@@ -310,6 +320,7 @@ int main(void)
 	}
 	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
 		i = check_structure(text, i);
+	check_versions(text);
 	free(text);
 	return tap_done();
 }
