@@ -12,6 +12,8 @@
 /* What zero pages are copied from. In .bss: untouched, so it takes no memory. */
 static unsigned char zeros[FM_FILL * FM_PAGE_SIZE] __attribute__((aligned(4096)));
 
+#define RETRY_NS 5000000 /* longest time of a turn spent on EAGAIN */
+
 bool fm_memfd_has(int memfd, uint64_t offset)
 {
 	/* Unlike a read through a mapping, this allocates nothing. */
@@ -346,13 +348,29 @@ static void found_present(struct fm_shard *s, struct fill *f)
 	fm_uffd_wake(&s->o.uffd, shard_hva(s, f->page), FM_PAGE_SIZE);
 }
 
+/*
+ * The kernel answers EAGAIN as long as one of the client's threads is about to discard something: for good, when several do nothing else. A turn
+ * has other pages, and others wait for it to end (fm_shard_pause()): so it gives up what it could not install by then, and the next one tries
+ * again. *since: when this turn met the first EAGAIN; 0 before.
+ */
+static bool gives_up(const struct fm_shard *s, uint64_t *since)
+{
+	uint64_t now = fm_now_ns();
+
+	if (!*since)
+		*since = now;
+	return atomic_load(&s->stop) || atomic_load(&s->pausing) || now - *since > RETRY_NS;
+}
+
 static void lose(struct fm_shard *s, struct fill *f)
 {
+	const struct pending p = {.page = f->page, .write = f->write, .quiet = f->quiet, .t0_ns = f->t0_ns};
 	enum fm_uffd_result res;
+	uint64_t since = 0;
 
 	do {
 		res = poison(s, f->page);
-	} while (res == FM_UFFD_RETRY && (shard_read_events(s), !f->discarded) && !atomic_load(&s->stop));
+	} while (res == FM_UFFD_RETRY && (shard_read_events(s), !f->discarded) && !gives_up(s, &since));
 	FM_CRASH_POINT("lost-poisoned");
 	if (f->discarded) {
 		drop_discarded(s, f);
@@ -365,6 +383,8 @@ static void lose(struct fm_shard *s, struct fill *f)
 	FM_CRASH_POINT("lost-published");
 	fm_bump(&s->stats->pages_lost, 1);
 	shard_tell(s, FM_SHARD_LOST);
+	if (res == FM_UFFD_RETRY)
+		shard_note(s, &p); /* its fault is there still: see repoison() */
 }
 
 /* A turn's pages go in two passes: what somebody waits for, and zeros, first; then what is fetched ahead, while that somebody runs. */
@@ -457,6 +477,7 @@ static void fill_pass(struct fm_shard *s, bool later)
 {
 	unsigned i = 0;
 	bool one_by_one = false;
+	uint64_t since = 0;
 
 	get_pages(s, later);
 	while (i < s->nfill) {
@@ -487,10 +508,12 @@ static void fill_pass(struct fm_shard *s, bool later)
 		switch (res) {
 		case FM_UFFD_RETRY:
 			/* An event is unread, or its sender has not run yet. Reading may discard pages of this very turn. */
-			if (atomic_load(&s->stop))
+			if (gives_up(s, &since)) {
+				s->waits_eventual = true;
 				roll_back(s, f, true);
-			else if (!shard_read_events(s))
+			} else if (!shard_read_events(s)) {
 				sched_yield();
+			}
 			break;
 		case FM_UFFD_PRESENT:
 			found_present(s, f);
