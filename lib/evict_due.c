@@ -108,6 +108,11 @@ static void decide(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 		touched(r, p->page);
 		return;
 	}
+	/* Its copy may have gone with a server of that epoch: written back anew. */
+	if (!(w & FM_F_ZERO) && fm_word_epoch(w) != FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now))) {
+		fm_victims_push(r->victims, p->page);
+		return;
+	}
 	if (!same(e, r, p)) {
 		const struct fm_shard_shm *m = &r->map.shards[v.shard];
 

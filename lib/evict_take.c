@@ -38,7 +38,8 @@ static unsigned run(const struct batch *b, unsigned i)
 
 /*
  * Pop up to n pages and take them: DIRTY -> WRITEBACK, CLEAN -> DROPPING. One whose grace runs is left to fm_evict_due(), which queues
- * it again when it was written; one in a grace that no record tells of (another evictor's) is written back anew.
+ * it again when it was written; one in a grace that no record tells of (another evictor's) is written back anew. So is a clean one whose copy lies
+ * where an older epoch says: that epoch ended because a server was restarted, or is dead, and this may be the only copy that is left.
  */
 static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_t epoch)
 {
@@ -67,14 +68,14 @@ static void take(struct fm_evict_region *r, struct batch *b, unsigned n, uint32_
 		atomic_store(&r->map.hdr->evict_inflight[b->half * FM_EVICT_HALF + kept], v.page + 1);
 		FM_CRASH_POINT("take-named");
 		do {
-			v.was_clean = fm_word_state(w) == FM_CLEAN && !(w & FM_F_GRACE);
+			v.was_clean = fm_word_state(w) == FM_CLEAN && !(w & FM_F_GRACE) && (w & FM_F_ZERO || fm_word_epoch(w) == epoch);
 			v.had_stored = w & FM_F_STORED;
 			v.old_gen = v.had_stored ? fm_word_gen(w) : 0;
 			v.old_epoch = fm_word_epoch(w);
 			v.zero = v.was_clean && (w & FM_F_ZERO);
 			if (v.was_clean)
 				nw = fm_word_to(w, FM_DROPPING, 0, 0);
-			else if ((fm_word_state(w) == FM_DIRTY || (w & FM_F_GRACE)) && fm_word_gen(w) < FM_GEN_MAX)
+			else if ((fm_word_state(w) == FM_DIRTY || fm_word_state(w) == FM_CLEAN) && fm_word_gen(w) < FM_GEN_MAX)
 				nw = fm_word_at_epoch(fm_word_to(w, FM_WRITEBACK, FM_F_ZERO, FM_F_STORED), epoch) +
 				     (1ull << FM_GEN_SHIFT);
 			else

@@ -1,6 +1,7 @@
 /* Moving stored pages to the newest placement epoch: see fm_evict_move(). */
 #include "evict.h"
 
+#include <errno.h>
 #include <unistd.h>
 
 #include "crash.h"
@@ -14,6 +15,36 @@ struct move {
 	unsigned n;
 };
 
+/*
+ * The bytes of a CLEAN page are those in the memfd, for as long as its word stays: so they are read there, also when no server has them any more. Written
+ * meanwhile, its word is another, and what was put goes again.
+ */
+static bool read_local(const struct fm_evict_region *r, const struct fm_store_req *q)
+{
+	off_t at = (off_t)(r->map.hdr->memfd_offset + q->page * FM_PAGE_SIZE);
+	ssize_t n;
+
+	do {
+		n = pread(r->memfd, q->buf, FM_PAGE_SIZE, at);
+	} while (n < 0 && errno == EINTR);
+	return n == (ssize_t)FM_PAGE_SIZE;
+}
+
+/* The bytes of all pages of the batch, in runs of those that are away and those that are here: a store is asked for many at once. */
+static void get(struct fm_evictor *e, struct fm_evict_region *r, struct move *m)
+{
+	for (unsigned i = 0, k; i < m->n; i += k) {
+		if (fm_word_state(m->w[i]) == FM_CLEAN) {
+			k = 1;
+			m->req[i].result = read_local(r, &m->req[i]) ? FM_STORE_OK : FM_STORE_DOWN;
+			continue;
+		}
+		for (k = 1; i + k < m->n && fm_word_state(m->w[i + k]) != FM_CLEAN; k++)
+			;
+		fm_store_get(e->store, r->map.hdr->id, &m->req[i], k);
+	}
+}
+
 /* Put the pages of the batch by the new epoch, say so in their words, and delete what is where they no longer belong. */
 static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct move *m, uint32_t tag, unsigned *moved, uint64_t *left)
 {
@@ -23,7 +54,7 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 	unsigned who[MOVE_PAGES], n = 0, k = 0;
 	uint64_t region = r->map.hdr->id;
 
-	fm_store_get(e->store, region, m->req, m->n);
+	get(e, r, m);
 	FM_CRASH_POINT("move-got");
 	for (unsigned i = 0; i < m->n; i++) {
 		fm_word *word = &r->map.words[m->req[i].page];
@@ -92,6 +123,12 @@ static void look_at(struct fm_evictor *e, struct fm_evict_region *r, struct move
 	case FM_CLEAN:
 		if (w & FM_F_ZERO) {
 			drop_copy(e, r, page, w, left);
+			return;
+		}
+		if (w & FM_F_GRACE) {
+			/* A device may change it without a word: it is written back anew. */
+			fm_page_cas(&r->map.words[page], w, fm_word_to(w, FM_DIRTY, 0, 0));
+			(*left)++;
 			return;
 		}
 		/* fall through */

@@ -38,7 +38,9 @@ const char *fm_page_check(uint64_t old, uint64_t nw)
 
 	if (!(next[from] & TO(to)))
 		return "no such transition";
-	if (from == FM_CLEAN && (to == FM_DIRTY || to == FM_WRITEBACK) && !(old & FM_F_GRACE))
+	/* By a write-back under another epoch: its copy may have gone with a server of the old one. */
+	if (from == FM_CLEAN && !(old & FM_F_GRACE) &&
+	    (to == FM_DIRTY || (to == FM_WRITEBACK && (fm_word_epoch(old) == fm_word_epoch(nw) || (old & FM_F_ZERO)))))
 		return "a page that was never written became dirty without a fault";
 	if (from == FM_WRITEBACK && to == FM_CLEAN && !(nw & FM_F_GRACE))
 		return "a page that was written became clean without a grace";

@@ -24,6 +24,10 @@ server_is() {
 		'.stores[] | select(.uri == "memcached:" + $at) | .state == $state' > /dev/null
 }
 
+all_here() {
+	[ "$(region_stat "$1" remote_pages)" -eq 0 ]
+}
+
 nothing_lost() {
 	[ "$(region_stat torture pages_lost)" -eq 0 ]
 }
@@ -77,6 +81,29 @@ nothing_lost() {
 	mc_kill b
 	lost_say one 60 check
 	[ "$(lost_number right)" -eq 2048 ]
+	lost_end one
+	stop_faultd
+}
+
+@test "one copy: pages that are here, clean, outlive a server that comes back empty" {
+	local before
+	mc_start a
+	start_faultd --local 64M --store "memcached:$(addresses a)?away=1"
+	lost_start one --size $((8 << 20))
+	lost_say one 30 fill
+	"$FM_BIN/fm-evict" --all one
+	lost_say one 60 check
+	wait_for 10 all_here one
+	before=$(epoch)
+	mc_kill a
+	rm -f "${MC_AT[a]}"
+	mc_start a
+	wait_for 30 settled $((before + 1))
+	"$FM_BIN/fm-evict" --all one
+	[ "$(region_stat one remote_pages)" -eq 2048 ]
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	[ "$(region_stat one pages_lost)" -eq 0 ]
 	lost_end one
 	stop_faultd
 }

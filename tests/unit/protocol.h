@@ -181,7 +181,8 @@ static void mem_del(struct fm_store *s, uint64_t region, struct fm_store_req *r,
 	pthread_mutex_lock(&mem.lock);
 	for (unsigned i = 0; i < n; i++) {
 		r[i].result = happens(trouble.delete_down) ? FM_STORE_DOWN : FM_STORE_OK;
-		if (r[i].result == FM_STORE_OK) {
+		/* A page that was moved goes from where it was before: here all epochs have one place. */
+		if (r[i].result == FM_STORE_OK && !r[i].moving) {
 			mem.wrong += mem.copy[r[i].page].gen > r[i].gen;
 			mem.copy[r[i].page].gen = 0;
 			mem.deletes++;

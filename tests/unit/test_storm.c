@@ -107,6 +107,9 @@ int main(void)
 		atomic_store(&storm, false);
 		pthread_join(thread, NULL);
 		ok(error == EFAULT || error == EHWPOISON, "when the storm is over, its reader is told (%s)", strerror(error));
+		/* Its word says so a moment after the poison is there. */
+		while (fm_word_state(atomic_load(&t.map.words[LOST_PAGE])) == FM_BUSY)
+			nap();
 		is_u64(fm_word_state(atomic_load(&t.map.words[LOST_PAGE])), FM_LOST, "the page is lost");
 	}
 	for (unsigned i = 0; i < SHARDS; i++)
