@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "place.h"
+
 /* The number and the servers of an epoch in use; 0 when there is none of that tag. */
 static uint64_t find_epoch(const struct fm_cluster_shm *c, uint32_t tag, uint64_t *servers)
 {
@@ -15,6 +17,22 @@ static uint64_t find_epoch(const struct fm_cluster_shm *c, uint32_t tag, uint64_
 		}
 	}
 	return 0;
+}
+
+bool fm_cluster_is_sound(const struct fm_cluster_shm *c)
+{
+	uint32_t n = atomic_load(&c->nservers);
+
+	if (n > FM_SERVERS || atomic_load(&c->replicas) > FM_PLACE_REPLICAS || atomic_load(&c->replicas_before) > FM_PLACE_REPLICAS)
+		return false;
+	for (uint32_t i = 0; i < n; i++) {
+		const struct fm_server_shm *s = &c->server[i];
+		size_t len = strnlen(s->address, sizeof s->address);
+
+		if (len == 0 || len == sizeof s->address || s->sockaddr_len > sizeof s->sockaddr || atomic_load(&s->role) > FM_SERVER_LEFT)
+			return false;
+	}
+	return true;
 }
 
 uint64_t fm_cluster_servers(const struct fm_cluster_shm *c, uint32_t tag)

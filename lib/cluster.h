@@ -81,6 +81,11 @@ struct fm_cluster_shm {
 #define FM_EPOCH_TAG(number) ((uint32_t)((number) & 0x3ff))
 
 /*
+ * Is the table, which another life of fm-faultd wrote, one that can be gone by: numbers within bounds, addresses that end? Any thread; nobody writes it.
+ */
+bool fm_cluster_is_sound(const struct fm_cluster_shm *c);
+
+/*
  * The servers of the epoch with that tag. Returns their bitmap, or 0 when no epoch in use has it. Any thread, any process.
  */
 uint64_t fm_cluster_servers(const struct fm_cluster_shm *c, uint32_t tag);

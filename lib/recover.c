@@ -12,6 +12,29 @@ static uint64_t memfd_offset(const struct fm_region_map *m, uint32_t page)
 	return m->hdr->memfd_offset + (uint64_t)page * FM_PAGE_SIZE;
 }
 
+bool fm_shard_discards_are_sound(const struct fm_region_map *m)
+{
+	for (unsigned i = 0; i < m->nshards; i++) {
+		const struct fm_shard_shm *s = &m->shards[i];
+
+		for (unsigned k = 0; k < FM_DISCARDS; k++) {
+			uint64_t first = fm_ld(&s->discard[k].first), at = fm_ld(&s->discard[k].at), end = fm_ld(&s->discard[k].end);
+
+			if (end && (first < s->first_page || at < s->first_page || first > end || at > end || end > s->first_page + s->pages))
+				return false;
+		}
+	}
+	return true;
+}
+
+int fm_region_any_away(const struct fm_region_map *m)
+{
+	struct fm_count c = {0};
+	int e = fm_count_words(m, 0, m->pages, &c);
+
+	return e ? e : c.remote != 0;
+}
+
 /* A slot is counted before it is filled, and emptied before it is counted off. */
 static void count_discards(struct fm_shard_shm *s)
 {

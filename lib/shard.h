@@ -89,6 +89,15 @@ void fm_shard_pause(struct fm_shard *s);
 void fm_shard_resume(struct fm_shard *s);
 
 /*
+ * Are the ranges that a dead fm-faultd noted as being discarded ranges of their shards? Else the file is damaged: the walk would leave its words, or throw
+ * pages away that nobody discarded. No shard of it runs.
+ */
+bool fm_shard_discards_are_sound(const struct fm_region_map *m);
+
+/* Does a word say that its page is not here? Fills no hole of the file. Returns 1, 0, or -errno of reading it. No shard of it runs. */
+int fm_region_any_away(const struct fm_region_map *m);
+
+/*
  * Mend a region after its fm-faultd died: BUSY pages named in the shards' in-flight tables go to what the memfd says (a COPY is
  * atomic): there is a page -> DIRTY, there is none -> where they came from, or EMPTY when discarded meanwhile. No shard of the region may run.
  */

@@ -161,6 +161,7 @@ struct fm_region_hdr {
 	/* Pages the evictor owns (WRITEBACK, DROPPING), page + 1; set before it takes them, all cleared after the batch was counted. */
 	_Atomic uint32_t evict_inflight[FM_EVICT_BATCH];
 	_Atomic uint64_t cooling; /* pages in their grace, or past it and kept while there is room; written by the evictor */
+	uint64_t sum; /* fm_shmfile_region_sum() of what never changes: a damaged file must not be taken for another region's, or its client for gone */
 	_Alignas(64) struct fm_baseline baseline; /* written by fm-stat clear */
 };
 

@@ -10,6 +10,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #define REGION_PREFIX "region-"
 #define REGION_SUFFIX ".state"
 
@@ -72,7 +75,6 @@ static bool is_text(const char *text, size_t cap)
 static const char *check_tiling(const unsigned char *p, unsigned nshards, uint64_t pages)
 {
 	uint64_t end = 0;
-	bool hole = false; /* an unmapped shard came before: nobody knows how long it was */
 
 	for (unsigned i = 0; i < nshards; i++, p += sizeof(struct fm_shard_shm)) {
 		uint64_t first, n;
@@ -81,20 +83,37 @@ static const char *check_tiling(const unsigned char *p, unsigned nshards, uint64
 		memcpy(&n, p + offsetof(struct fm_shard_shm, pages), sizeof n);
 		if (first > pages || n > pages - first)
 			return "a shard lies outside the region";
-		if (hole ? first < end : first != end)
+		if (first != end)
 			return "the shards do not tile the region";
 		end = first + n;
-		hole = hole || n == 0;
 	}
-	if (end != pages && !hole)
-		return "the shards do not tile the region";
-	return NULL;
+	return end == pages ? NULL : "the shards do not tile the region";
+}
+
+#define SUM_FROM offsetof(struct fm_region_hdr, version)
+#define SUM_END  offsetof(struct fm_region_hdr, limit_pages)
+
+uint64_t fm_shmfile_region_sum(const void *head)
+{
+	const unsigned char *p = head;
+	uint64_t shards_offset, sum = XXH3_64bits(p + SUM_FROM, SUM_END - SUM_FROM);
+	uint32_t nshards;
+
+	memcpy(&nshards, p + offsetof(struct fm_region_hdr, nshards), sizeof nshards);
+	memcpy(&shards_offset, p + offsetof(struct fm_region_hdr, shards_offset), sizeof shards_offset);
+	p += shards_offset;
+	for (unsigned i = 0; i < nshards; i++, p += sizeof(struct fm_shard_shm)) {
+		sum = XXH3_64bits_withSeed(p, offsetof(struct fm_shard_shm, hva), sum);
+		sum = XXH3_64bits_withSeed(p + offsetof(struct fm_shard_shm, client_uffd), sizeof(int32_t), sum);
+	}
+	return sum;
 }
 
 const char *fm_shmfile_region_check(const void *head, size_t length, uint64_t file_size)
 {
 	struct fm_region_hdr h;
 	uint64_t shards_offset, words_offset, want_size;
+	const char *why;
 
 	if (length < sizeof h || file_size < sizeof h)
 		return "shorter than its header";
@@ -113,7 +132,8 @@ const char *fm_shmfile_region_check(const void *head, size_t length, uint64_t fi
 		return "cut short";
 	if (!is_text(h.name, sizeof h.name) || !is_text(h.vm_id, sizeof h.vm_id))
 		return "name is not printable";
-	return check_tiling((const unsigned char *)head + shards_offset, h.nshards, h.pages);
+	why = check_tiling((const unsigned char *)head + shards_offset, h.nshards, h.pages);
+	return !why && fm_shmfile_region_sum(head) != h.sum ? "damaged: its checksum is wrong" : why;
 }
 
 /* Open a regular file of the run directory, never blocking on a FIFO that somebody put there. Returns its fd or -errno. */

@@ -56,9 +56,15 @@ char *fm_shmfile_region_name(uint64_t id, char buf[FM_REGION_FILE_MAX]);
 bool fm_shmfile_region_id(const char *name, uint64_t *id);
 
 /*
+ * The checksum of all that never changes in a region's file: the header from version to vm_id, and of each shard the range and the userfaultfd's number. head:
+ * the file's beginning, up to the page words, at any alignment, nshards and shards_offset checked. XXH3, against damage, not against malice. Pure; any thread.
+ */
+uint64_t fm_shmfile_region_sum(const void *head);
+
+/*
  * Check the beginning of a region's file. head: its first length bytes, at any alignment; file_size: of the whole file, which
- * may be longer. Magic, version, sizes and offsets, name and vm_id (NUL-terminated, printable ASCII) are checked, and that the
- * shards' ranges tile the region (an unmapped shard, of 0 pages, may leave a hole). Returns NULL when it is good, else a static
+ * may be longer. Magic, version, sizes and offsets, name and vm_id (NUL-terminated, printable ASCII) are checked, that the
+ * shards' ranges tile the region, and the checksum. Returns NULL when it is good, else a static
  * string that says what is wrong. Pure; any thread.
  */
 const char *fm_shmfile_region_check(const void *head, size_t length, uint64_t file_size);

@@ -265,9 +265,15 @@ static void open_daemon_state(struct faultd *d)
 	struct timespec t;
 	char a[32], b[32];
 	size_t regions = regions_left(d);
+	uint64_t head[2];
 
 	/* The same file as before, if there is one: who has it mapped sees us come. */
 	d->daemon_fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
+	/* Without regions it says nothing that would be missed. */
+	if (regions && d->daemon_fd >= 0 && pread(d->daemon_fd, head, sizeof head, 0) == sizeof head && head[0] == FM_MAGIC_DAEMON &&
+	    (uint32_t)head[1] != FM_SHM_VERSION)
+		fm_die(FM_EXIT_FAILED, "%s/%s: made by another version of fm (%u, this one makes %u), and there are regions: left alone: run that version",
+		       d->run_dir, FM_DAEMON_STATE, (unsigned)head[1], FM_SHM_VERSION);
 	if (d->daemon_fd < 0 || ftruncate(d->daemon_fd, sizeof *s) < 0 ||
 	    (errno = posix_fallocate(d->daemon_fd, 0, sizeof *s)) != 0)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot make: %m", d->run_dir, FM_DAEMON_STATE);
@@ -276,7 +282,7 @@ static void open_daemon_state(struct faultd *d)
 	if (s == MAP_FAILED)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
 	/* Pages of regions to be taken over lie where the epochs of this table say. */
-	if (regions && s->magic == FM_MAGIC_DAEMON && s->version == FM_SHM_VERSION &&
+	if (regions && s->magic == FM_MAGIC_DAEMON && fm_cluster_is_sound(&s->cluster) &&
 	    strcmp(scheme_of(s->store_uri, a), scheme_of(d->store_uri, b)) == 0)
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
 	else

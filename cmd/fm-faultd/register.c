@@ -321,6 +321,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 	FM_CRASH_POINT("register-uffds");
 	adopt_present(d, r);
 	FM_CRASH_POINT("register-adopted");
+	r->map.hdr->sum = fm_shmfile_region_sum(r->map.hdr);
 	/* It counts from here: if we die now, the next fm-faultd takes it over. */
 	__atomic_store_n(&r->map.hdr->magic, FM_MAGIC_REGION, __ATOMIC_SEQ_CST);
 	FM_CRASH_POINT("register-counts");

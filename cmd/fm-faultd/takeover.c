@@ -213,6 +213,12 @@ static int fetch(struct faultd *d, struct client **clients, uint64_t id, struct 
 		free(r);
 		return 0;
 	}
+	if (!fm_shard_discards_are_sound(&r->map)) {
+		fm_warn("%s/%s: damaged: a range that is being discarded lies outside of its shard: left alone", d->run_dir, name);
+		fm_shmfile_region_unmap(&r->map);
+		free(r);
+		return 0;
+	}
 	e = fetch_region(clients, r);
 	if (e == -ESRCH) {
 		fm_info("region %016llx: its client is gone", (unsigned long long)id);
@@ -254,6 +260,11 @@ static int serve(struct faultd *d, struct region *r, char *why)
 	fm_shard_recover(&r->map, r->memfd);
 	FM_CRASH_POINT("takeover-shards-mended");
 	region_count_mark(r);
+	/* Set when no page was away, and none can leave since. */
+	if ((fm_ld(&r->map.hdr->flags) & FM_REGION_HOME) && fm_region_any_away(&r->map)) {
+		fm_warn("region %016llx: damaged: it says that its memory is home, and pages are away: served as ever", (unsigned long long)id);
+		atomic_fetch_and(&r->map.hdr->flags, ~(uint64_t)FM_REGION_HOME);
+	}
 	/* Whoever wanted it home has lost his answer, and asks again; but where its memory may be unregistered, there is no way back. */
 	if (!(fm_ld(&r->map.hdr->flags) & FM_REGION_HOME)) {
 		atomic_fetch_and(&r->map.hdr->flags, ~(uint64_t)FM_REGION_DETACHING);

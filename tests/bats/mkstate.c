@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -102,6 +103,17 @@ static void write_daemon(int dirfd, char **args)
 	close(fd);
 }
 
+/* The checksum over what is before the page words. */
+static void seal(int fd, uint64_t words_offset)
+{
+	struct fm_region_hdr *h = mmap(NULL, words_offset, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (h == MAP_FAILED)
+		bad("cannot map");
+	h->sum = fm_shmfile_region_sum(h);
+	munmap(h, words_offset);
+}
+
 /* A new file of one region in two shards, good but for its counters. */
 static void make_region(int dirfd, const char *file, uint64_t id, const char *name, uint64_t pages)
 {
@@ -134,6 +146,7 @@ static void make_region(int dirfd, const char *file, uint64_t id, const char *na
 			bad(file);
 	}
 	free(s);
+	seal(fd, h.words_offset);
 	close(fd);
 }
 

@@ -62,6 +62,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		h.words_offset = words;
 		memcpy(buf, &h, sizeof h);
 		check(buf, length, file);
+		h.sum = fm_shmfile_region_sum(buf);
+		memcpy(buf, &h, sizeof h);
+		check(buf, length, file);
 		check(buf, words - 1, file);
 	}
 	free(buf);

@@ -316,6 +316,7 @@ static bool make_state(void)
 		s[i].pages = PAGES / SHARDS;
 		atomic_store(&s[i].hva, (uint64_t)(uintptr_t)t.memory + s[i].first_page * FM_PAGE_SIZE);
 	}
+	h->sum = fm_shmfile_region_sum(h);
 	h->magic = FM_MAGIC_REGION;
 	munmap(h, size);
 	return fm_shmfile_region_map_fd(dup(t.state_fd), FM_SHMFILE_WRITE | FM_SHMFILE_WORDS, &t.map, NULL) == 0 &&

@@ -38,6 +38,7 @@
 	F(fm_region_hdr, evict, 320, 64) \
 	F(fm_region_hdr, evict_inflight, 384, 512) \
 	F(fm_region_hdr, cooling, 896, 8) \
+	F(fm_region_hdr, sum, 904, 8) \
 	F(fm_region_hdr, baseline, 960, 2416) \
 	S(fm_region_hdr, 3392) \
 	F(fm_evict_stats, evictions, 0, 8) \
