@@ -135,7 +135,7 @@ static void on_remap(struct fm_shard *s, uint64_t from, uint64_t to, uint64_t le
 	if (from >= base + bytes || from + len <= base)
 		return;
 	/* A part moved away. Its pages are no longer where the state says: SIGBUS at their faults, never other bytes. */
-	s->partly_moved = true;
+	atomic_fetch_or(&s->o.map->hdr->flags, FM_REGION_MOVED); /* for those after us, too */
 	fm_uffd_wake(&s->o.uffd, to, len);
 	shard_tell(s, FM_SHARD_MOVED);
 }
@@ -157,7 +157,7 @@ static void on_event(struct fm_shard *s, const struct uffd_msg *m, uint64_t now)
 		shard_near_fault(s, m->arg.pagefault.feat.ptid, now);
 		if (at / FM_PAGE_SIZE >= s->shm->pages) {
 			/* A mapping that is moving: see on_remap(). */
-			if (s->partly_moved)
+			if (fm_ld(&s->o.map->hdr->flags) & FM_REGION_MOVED)
 				poison_at(s, m->arg.pagefault.address & ~(uint64_t)(FM_PAGE_SIZE - 1));
 			return;
 		}

@@ -98,7 +98,6 @@ struct fm_shard {
 	atomic_bool stop, stopped;
 	_Atomic unsigned pausing; /* somebody wants `turn`: it is not taken again before he has it */
 	_Atomic unsigned news;
-	bool partly_moved; /* by mremap(): faults outside of the range are of those pages */
 	struct pending pending[FM_PENDING];
 	unsigned npending;
 	bool overflow; /* faults were dropped: wake the whole range when there is room */

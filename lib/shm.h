@@ -50,6 +50,7 @@ enum fm_region_flag {
 	FM_REGION_GONE = 1 << 2,       /* the client ended or unmapped all; the region is being freed */
 	FM_REGION_DETACHING = 1 << 3,  /* its pages come home: the evictor takes none of them; set and cleared by fm-faultd */
 	FM_REGION_COUNTING = 1 << 5,   /* its counters may be too high, and are put right: the evictor takes none of its pages; by fm-faultd */
+	FM_REGION_MOVED = 1 << 6,      /* a part of it was moved away by mremap(): its far pages raise SIGBUS there; set by its shards */
 	FM_REGION_HOME = 1 << 4,       /* no page is away: its memory is being unregistered, which nothing takes back */
 };
 

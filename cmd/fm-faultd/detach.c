@@ -56,7 +56,7 @@ static int forbidden(const struct region *r, char why[WHY])
 			 (unsigned long long)lost);
 		return EIO;
 	}
-	if (r->moved) {
+	if (fm_ld(&r->map.hdr->flags) & FM_REGION_MOVED) {
 		snprintf(why, WHY, "%016llx: a part of it was moved by mremap", id_of(r));
 		return EOPNOTSUPP;
 	}

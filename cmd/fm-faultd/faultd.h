@@ -66,7 +66,6 @@ struct region {
 	unsigned holds;        /* REGION_HOLD messages that the evictor has not answered */
 	atomic_bool unbounded; /* no budget holds for it, and it is not in daemon->resident; changed while its shards are paused */
 	bool asked;            /* all shards know what is asked of them */
-	bool moved;            /* a part of it, by mremap() */
 	bool counting;          /* FM_REGION_COUNTING */
 	struct fm_count before; /* ... its counters when that began */
 	bool look_again; /* some of it was unmapped: is any left? */

@@ -296,7 +296,6 @@ void regions_news(struct faultd *d)
 		if (news & FM_SHARD_LOST)
 			fm_warn("region %016llx (%s): a page could not be read from the store and is lost",
 				(unsigned long long)r->map.hdr->id, region_name(r));
-		r->moved |= news & FM_SHARD_MOVED;
 		if (news & FM_SHARD_MOVED)
 			fm_warn("region %016llx (%s): a part of it was moved by mremap: unsupported, its far pages raise SIGBUS",
 				(unsigned long long)r->map.hdr->id, region_name(r));

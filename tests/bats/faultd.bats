@@ -325,6 +325,25 @@ blocks_at_most() {
 	stop_faultd
 }
 
+@test "mremap of a part: what is away raises SIGBUS there, also for the fm-faultd after; the rest is as it was" {
+	local how
+	for how in stays restarted; do
+		start_faultd --local 256p
+		start_client map:moved:1024 fill:0:1024:5 say:filled movepart:0:128 say:moved until:"$FM_TMP/$how" bus:128:5 check:128:896:5
+		client_says moved
+		grep -q 'moved by mremap' "$FM_TMP/faultd.log" || wait_for 10 grep -q 'moved by mremap' "$FM_TMP/faultd.log"
+		if [ "$how" = restarted ]; then
+			kill -KILL "$FAULTD_PID"
+			wait "$FAULTD_PID" || true
+			start_faultd --local 256p
+		fi
+		touch "$FM_TMP/$how"
+		ends_well "$CLIENT_PID" 90
+		wait_for 10 no_regions
+		stop_faultd
+	done
+}
+
 @test "munmap and MADV_REMOVE of a part free its pages, here and in the store" {
 	start_faultd --local 64p
 	start_client map:parts:1024 fill:0:1024:5 say:filled until:"$go" munmap:1000:24 remove:0:900 say:removed until:"$go.2" \

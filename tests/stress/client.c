@@ -12,6 +12,8 @@
  *   munmap:FIRST:N          munmap(2), behind libfm's back
  *   unmap:FIRST:N           fm_unmap
  *   move:N                  mremap(2) of all N pages to another address
+ *   movepart:FIRST:N        mremap(2) of these pages to another address
+ *   bus:N:TAG               of the first N pages of what movepart moved, those that are away raise SIGBUS; the others are right
  *   nofile:N                RLIMIT_NOFILE
  *   crowd                   so many mappings that none can be cut in two any more
  *   forks:N                 N children, one after the other, while a thread maps and unmaps; each calls libfm and must come back
@@ -25,6 +27,8 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -87,6 +91,48 @@ static bool move(uint64_t n)
 		return false;
 	memory = to;
 	return true;
+}
+
+static const volatile uint64_t *part;
+static uint64_t part_first;
+
+static bool move_part(uint64_t first, uint64_t n)
+{
+	void *to = mmap(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (to == MAP_FAILED)
+		return false;
+	part_first = first;
+	part = mremap((void *)(uintptr_t)(memory + first * WORDS), n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	return part != MAP_FAILED;
+}
+
+static sigjmp_buf trap;
+
+static void on_sigbus(int sig)
+{
+	(void)sig;
+	siglongjmp(trap, 1);
+}
+
+/* Some must raise it: else nothing of the part was away. */
+static bool bus(uint64_t n, uint64_t tag)
+{
+	volatile unsigned raised = 0;
+
+	signal(SIGBUS, on_sigbus);
+	alarm(60);
+	for (volatile uint64_t p = 0; p < n; p++) {
+		if (sigsetjmp(trap, 1)) {
+			raised++;
+			continue;
+		}
+		if (part[p * WORDS] != word(tag, part_first + p, 0))
+			return false;
+	}
+	alarm(0);
+	signal(SIGBUS, SIG_DFL);
+	return raised > 0;
 }
 
 static void fill(uint64_t first, uint64_t n, uint64_t tag)
@@ -213,6 +259,10 @@ static bool step(char *text)
 		return fm_unmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
 	if (strcmp(a[0], "move") == 0)
 		return move(n[0]);
+	if (strcmp(a[0], "movepart") == 0)
+		return move_part(n[0], n[1]);
+	if (strcmp(a[0], "bus") == 0)
+		return bus(n[0], n[1]);
 	if (strcmp(a[0], "nofile") == 0)
 		return setrlimit(RLIMIT_NOFILE, &(struct rlimit){n[0], n[0]}) == 0;
 	if (strcmp(a[0], "crowd") == 0)
