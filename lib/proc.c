@@ -114,12 +114,14 @@ int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start)
 	return parse_stat(buf, len, 22, start);
 }
 
-int fm_proc_parse_cpu(const char *buf, size_t len, uint64_t *cpu)
+int fm_proc_parse_cpu(const char *buf, size_t len, uint64_t *cpu, uint64_t *policy)
 {
-	return parse_stat(buf, len, 39, cpu);
+	int e = parse_stat(buf, len, 39, cpu);
+
+	return e ? e : parse_stat(buf, len, 41, policy);
 }
 
-int fm_proc_cpu(int pid, int tid, uint64_t *cpu)
+int fm_proc_cpu(int pid, int tid, uint64_t *cpu, uint64_t *policy)
 {
 	char path[48], buf[2048];
 	ssize_t n;
@@ -131,7 +133,7 @@ int fm_proc_cpu(int pid, int tid, uint64_t *cpu)
 		return errno == ENOENT ? -ESRCH : -errno;
 	n = read(fd, buf, sizeof buf);
 	close(fd);
-	return n < 0 ? -ESRCH : fm_proc_parse_cpu(buf, (size_t)n, cpu);
+	return n < 0 ? -ESRCH : fm_proc_parse_cpu(buf, (size_t)n, cpu, policy);
 }
 
 int fm_proc_start(int pid, uint64_t *start)

@@ -42,11 +42,11 @@ struct fm_vmflags {
  */
 int fm_proc_parse_start(const char *buf, size_t len, uint64_t *start);
 
-/* The CPU that a thread runs on, or ran on last, in the text of its stat file: field 39. Returns 0 or -EPROTO. Pure. */
-int fm_proc_parse_cpu(const char *buf, size_t len, uint64_t *cpu);
+/* The CPU that a thread runs on, or ran on last, and its scheduling policy (SCHED_*), in the text of its stat file: fields 39 and 41. Returns 0 or -EPROTO. Pure. */
+int fm_proc_parse_cpu(const char *buf, size_t len, uint64_t *cpu, uint64_t *policy);
 
 /* As fm_proc_parse_cpu() of a thread of a process; allocates nothing. 0, -ESRCH, -EPROTO, -EACCES and the like. */
-int fm_proc_cpu(int pid, int tid, uint64_t *cpu);
+int fm_proc_cpu(int pid, int tid, uint64_t *cpu, uint64_t *policy);
 
 /* As fm_proc_parse_start() of a living process. With its pid it names a process uniquely. 0, -ESRCH, -EPROTO. */
 int fm_proc_start(int pid, uint64_t *start);

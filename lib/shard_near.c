@@ -147,11 +147,12 @@ static void leave(struct fm_shard *s)
 static enum fm_near_seen look(struct fm_shard *s, uint32_t tid)
 {
 	struct shard_near *n = &s->near;
-	uint64_t cpu;
+	uint64_t cpu, policy;
 	cpu_set_t set;
 	bool moved;
 
-	if (fm_proc_cpu(s->o.map->hdr->pid, (int)tid, &cpu) || cpu >= CPU_SETSIZE || !allowed(&set) || !CPU_ISSET(cpu, &set))
+	/* Beside a thread of a real-time class the shard would not run at all, nor any other thread's fault be served, for as long as that one computes. */
+	if (fm_proc_cpu(s->o.map->hdr->pid, (int)tid, &cpu, &policy) || (policy != SCHED_OTHER && policy != SCHED_BATCH) || cpu >= CPU_SETSIZE || !allowed(&set) || !CPU_ISSET(cpu, &set))
 		return FM_NEAR_IMPOSSIBLE;
 	moved = n->cpu != (int)cpu;
 	CPU_ZERO(&set);

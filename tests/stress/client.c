@@ -14,6 +14,8 @@
  *   move:N                  mremap(2) of all N pages to another address
  *   movepart:FIRST:N        mremap(2) of these pages to another address
  *   bus:N:TAG               of the first N pages of what movepart moved, those that are away raise SIGBUS; the others are right
+ *   lone:N:FILE             read of the first N pages one at a time, in no order, until the file exists
+ *   realtime                SCHED_FIFO, for this thread
  *   nofile:N                RLIMIT_NOFILE
  *   crowd                   so many mappings that none can be cut in two any more
  *   forks:N                 N children, one after the other, while a thread maps and unmaps; each calls libfm and must come back
@@ -27,6 +29,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -133,6 +136,17 @@ static bool bus(uint64_t n, uint64_t tag)
 	alarm(0);
 	signal(SIGBUS, SIG_DFL);
 	return raised > 0;
+}
+
+static bool lone(uint64_t n, const char *file)
+{
+	uint64_t x = 1;
+
+	for (unsigned i = 1; n && (i % 64 || access(file, F_OK) != 0); i++) {
+		x = x * 6364136223846793005ull + 1442695040888963407ull;
+		(void)memory[(x >> 33) % n * WORDS];
+	}
+	return n;
 }
 
 static void fill(uint64_t first, uint64_t n, uint64_t tag)
@@ -263,6 +277,10 @@ static bool step(char *text)
 		return move_part(n[0], n[1]);
 	if (strcmp(a[0], "bus") == 0)
 		return bus(n[0], n[1]);
+	if (strcmp(a[0], "lone") == 0)
+		return lone(n[0], a[2]);
+	if (strcmp(a[0], "realtime") == 0)
+		return sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = 1}) == 0;
 	if (strcmp(a[0], "nofile") == 0)
 		return setrlimit(RLIMIT_NOFILE, &(struct rlimit){n[0], n[0]}) == 0;
 	if (strcmp(a[0], "crowd") == 0)

@@ -2,9 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -25,8 +25,8 @@ static void test_start(void)
 	static const char *const bad[] = {"", "10", "10 (qemu)", "10 (qemu) S 1 2 3", "10 (q) S 1 10 10 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4242",
 					  "10 (q) S 1 10 10 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 -5 1",
 					  "10 (q) S 1 10 10 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 99999999999999999999 1"};
-	static const char cpu[] = "10 (a) b) S 1 10 10 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4242 11 12 18446744073709551615 1 2 3 4 5 6 7 8 9 10 0 0 17 5 0 0 0 0 0";
-	uint64_t v, again;
+	static const char cpu[] = "10 (a) b) S 1 10 10 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4242 11 12 18446744073709551615 1 2 3 4 5 6 7 8 9 10 0 0 17 5 0 2 0 0 0";
+	uint64_t v, again, policy;
 
 	for (unsigned i = 0; i < sizeof good / sizeof *good; i++) {
 		v = 0;
@@ -34,11 +34,13 @@ static void test_start(void)
 	}
 	for (unsigned i = 0; i < sizeof bad / sizeof *bad; i++)
 		is_u64(fm_proc_parse_start(bad[i], strlen(bad[i]), &v), -EPROTO, "bad stat %u", i);
-	ok(fm_proc_parse_cpu(cpu, strlen(cpu), &v) == 0 && v == 5, "the CPU of a thread");
-	is_u64(fm_proc_parse_cpu(cpu, strlen(cpu) - 10, &v), -EPROTO, "... cut off");
-	is_u64(fm_proc_parse_cpu(bad[3], strlen(bad[3]), &v), -EPROTO, "... not there");
-	ok(fm_proc_cpu(getpid(), getpid(), &v) == 0 && v < (uint64_t)sysconf(_SC_NPROCESSORS_CONF), "our own CPU");
-	is_u64(fm_proc_cpu(getpid(), 1, &v), -ESRCH, "... of a thread that is another's");
+	ok(fm_proc_parse_cpu(cpu, strlen(cpu), &v, &policy) == 0 && v == 5 && policy == 2, "the CPU of a thread, and its policy");
+	is_u64(fm_proc_parse_cpu(cpu, strlen(cpu) - 10, &v, &policy), -EPROTO, "... cut off");
+	is_u64(fm_proc_parse_cpu(cpu, strlen(cpu) - 6, &v, &policy), -EPROTO, "... cut off before the policy");
+	is_u64(fm_proc_parse_cpu(bad[3], strlen(bad[3]), &v, &policy), -EPROTO, "... not there");
+	ok(fm_proc_cpu(getpid(), getpid(), &v, &policy) == 0 && v < (uint64_t)sysconf(_SC_NPROCESSORS_CONF) && policy == SCHED_OTHER,
+	   "our own CPU, and policy");
+	is_u64(fm_proc_cpu(getpid(), 1, &v, &policy), -ESRCH, "... of a thread that is another's");
 	ok(fm_proc_start(getpid(), &v) == 0 && v > 0, "our own start time");
 	ok(fm_proc_start(getpid(), &again) == 0 && again == v, "... is the same again");
 
