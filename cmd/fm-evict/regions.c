@@ -98,7 +98,8 @@ bool evictord_is_counting(const struct slot *s)
 
 bool evictord_can_evict(const struct slot *s)
 {
-	return !s->purging && !s->r.gone && !(fm_ld(&s->r.map.hdr->flags) & FM_REGION_DETACHING) && !evictord_is_counting(s);
+	/* GONE: one that ended before we began comes in two messages, and between them nothing of it may be counted down. */
+	return !s->purging && !s->r.gone && !(fm_ld(&s->r.map.hdr->flags) & (FM_REGION_DETACHING | FM_REGION_GONE)) && !evictord_is_counting(s);
 }
 
 /* fm-faultd brings the region home. Its keys are still deleted and moved; but from here on no page of it is ours. */
