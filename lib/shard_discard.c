@@ -214,7 +214,8 @@ static bool join(struct fm_shard *s, uint64_t first, uint64_t end, bool unmapped
 	for (unsigned i = 0; i < FM_DISCARDS && fm_ld(&s->shm->discarding); i++) {
 		struct fm_discard_shm *d = &s->shm->discard[i];
 
-		if (fm_ld(&d->end) == first && !fm_ld(&d->until_ns) && fm_ld(&d->unmapped) == unmapped) {
+		/* A slot that is not in use ends at 0, where a range may begin. */
+		if (first && fm_ld(&d->end) == first && !fm_ld(&d->until_ns) && fm_ld(&d->unmapped) == unmapped) {
 			atomic_store(&d->end, end);
 			return true;
 		}
