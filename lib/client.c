@@ -221,9 +221,9 @@ static void discard(struct mapping *m)
 	unregister_uffds(m);
 	if (m->address)
 		munmap(m->address, m->length);
-	close_fds(m);
 	if (m->id)
 		unregister(m);
+	close_fds(m);
 	release(m);
 }
 
@@ -347,8 +347,9 @@ int fm_unmap(void *address, size_t length)
 	/* Unregistered first: then munmap() sends no event, and works whether or not a daemon is there to read one. */
 	unregister_uffds(m);
 	munmap(m->address, m->length);
-	close_fds(m);
+	/* Closed last: as long as the daemons know of the region, its descriptors' numbers must not be another's. */
 	unregister(m);
+	close_fds(m);
 	release(m);
 	return 0;
 }

@@ -109,6 +109,22 @@ static bool client_ended(const struct region *r)
 	return poll(&p, 1, 100) == 1;
 }
 
+/* Does it have the region's file mapped anywhere? Also when that cannot be told. */
+static bool maps_file(const struct region *r)
+{
+	const struct fm_region_hdr *h = r->map.hdr;
+	struct fm_mapping *list;
+	bool found = false;
+	size_t n;
+
+	if (fm_proc_maps(h->pid, &list, &n))
+		return true;
+	for (size_t i = 0; i < n && !found; i++)
+		found = list[i].ino == h->memfd_ino && list[i].dev == h->memfd_dev;
+	free(list);
+	return found;
+}
+
 /* Is nothing of it mapped any more, for certain? */
 static bool is_unmapped(struct client **clients, struct region *r)
 {
@@ -154,6 +170,9 @@ static int fetch_region(struct client **clients, struct region *r)
 	if (is_unmapped(clients, r))
 		return -ESRCH;
 	e = fetch_memfd(r);
+	/* It gave all of it up while nobody looked, and the numbers that it had are another's by now. */
+	if (e == -ENOENT && !maps_file(r))
+		return -ESRCH;
 	if (e < 0)
 		return e;
 	r->memfd = e;
@@ -181,6 +200,12 @@ static void drop_fetched(struct region *r)
 	free(r);
 }
 
+/* Is it we who lack something, and not this region? Then another try may do better, and all wait for it. */
+static bool is_ours(int e)
+{
+	return e == -EMFILE || e == -ENFILE || e == -ENOMEM || e == -EPERM || e == -EACCES || e == -EOPNOTSUPP;
+}
+
 /* Open a region's file, and take its descriptors back. Returns 0 and *out, NULL when there is no region for us; or -errno with why. */
 static int fetch(struct faultd *d, struct client **clients, uint64_t id, struct region **out, char *why)
 {
@@ -201,7 +226,7 @@ static int fetch(struct faultd *d, struct client **clients, uint64_t id, struct 
 		free(r);
 		return 0;
 	}
-	if (e == -EMFILE || e == -ENFILE || e == -ENOMEM) {
+	if (is_ours(e)) {
 		/* Ours, perhaps: nobody else would serve it. */
 		snprintf(why, FM_STORE_WHY, "%.100s/%s: cannot be opened: %s", d->run_dir, name, strerror(-e));
 		free(r);
@@ -224,11 +249,16 @@ static int fetch(struct faultd *d, struct client **clients, uint64_t id, struct 
 		fm_info("region %016llx: its client is gone", (unsigned long long)id);
 		drop_descriptors(r);
 		r->ending = true;
-	} else if (e) {
+	} else if (is_ours(e)) {
 		snprintf(why, FM_STORE_WHY, "region %016llx of pid %d: cannot be taken over: %s%s", (unsigned long long)id,
 			 r->map.hdr->pid, strerror(-e), e == -EPERM ? " (needs CAP_SYS_PTRACE: run as root)" : "");
 		drop_fetched(r);
 		return e;
+	} else if (e) {
+		/* Its client's doing: the others must not wait for it. */
+		fm_warn("region %016llx of pid %d: cannot be taken over: %s: left alone", (unsigned long long)id, r->map.hdr->pid, strerror(-e));
+		drop_fetched(r);
+		return 0;
 	}
 	FM_CRASH_POINT("takeover-fetched");
 	*out = r;

@@ -57,6 +57,29 @@ mapped() {
 	stop_faultd
 }
 
+@test "a region that its client gave up unseen, and whose descriptors' numbers are another's now, keeps no fm-faultd from starting" {
+	local in_way
+	start_faultd --local 64p --shards 1
+	start_client map:old:256 fill:0:256:1 vanish:256 map:new:256 fill:0:256:2 say:filled until:"$FM_TMP/go" munmaps:200:56 say:unmapping \
+		until:"$FM_TMP/go.2" check:0:200:2
+	client_says filled
+	in_way=$(compgen -G "$FM_RUN_DIR/region-*.state" | wc -l)
+	[ "$in_way" -eq 2 ]
+	kill -KILL "$FAULTD_PID"
+	wait "$FAULTD_PID" || true
+	touch "$FM_TMP/go"
+	client_says unmapping
+	# Until its event is read, and nobody reads it.
+	unmaps() { grep -q userfaultfd_event_wait "/proc/$CLIENT_PID/task/"*/wchan; }
+	wait_for 20 unmaps
+	start_faultd --local 64p --shards 1
+	touch "$FM_TMP/go.2"
+	ends_well "$CLIENT_PID"
+	wait_for 10 no_regions
+	wait_for 10 store_is_empty
+	stop_faultd
+}
+
 @test "--takeover where nobody runs is a start" {
 	local ms
 	start_faultd

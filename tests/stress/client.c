@@ -16,6 +16,8 @@
  *   bus:N:TAG               of the first N pages of what movepart moved, those that are away raise SIGBUS; the others are right
  *   lone:N:FILE             read of the first N pages one at a time, in no order, until the file exists
  *   realtime                SCHED_FIFO, for this thread
+ *   vanish:N                all N pages are unmapped and all that was open for far memory is closed, behind everybody's back
+ *   munmaps:FIRST:N         munmap(2) by another thread, which nobody waits for
  *   nofile:N                RLIMIT_NOFILE
  *   crowd                   so many mappings that none can be cut in two any more
  *   forks:N                 N children, one after the other, while a thread maps and unmaps; each calls libfm and must come back
@@ -28,6 +30,7 @@
  * Exit 0 when all was done and every word was right; 1 else, with a line on stderr.
  */
 #include <errno.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -38,6 +41,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -136,6 +140,47 @@ static bool bus(uint64_t n, uint64_t tag)
 	alarm(0);
 	signal(SIGBUS, SIG_DFL);
 	return raised > 0;
+}
+
+/* No event tells of it, and the next region's descriptors have the numbers of these. */
+static bool vanish(uint64_t n)
+{
+	struct uffdio_range all = {.start = (uint64_t)(uintptr_t)memory, .len = n * PAGE};
+	char path[32], to[64];
+	ssize_t len;
+
+	for (int turn = 0; turn < 2; turn++) {
+		for (int fd = 3; fd < 256; fd++) {
+			snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+			len = readlink(path, to, sizeof to - 1);
+			to[len > 0 ? len : 0] = '\0';
+			if (strcmp(to, "anon_inode:[userfaultfd]") == 0 && turn == 0)
+				ioctl(fd, UFFDIO_UNREGISTER, &all);
+			else if (turn == 1 && (strcmp(to, "anon_inode:[userfaultfd]") == 0 || strncmp(to, "/memfd:fm:", 10) == 0))
+				close(fd);
+		}
+		if (turn == 0 && munmap((void *)(uintptr_t)memory, n * PAGE) < 0)
+			return false;
+	}
+	return true;
+}
+
+static uint64_t later[2];
+
+static void *munmap_later(void *arg)
+{
+	(void)arg;
+	munmap((void *)(uintptr_t)(memory + later[0] * WORDS), later[1] * PAGE);
+	return NULL;
+}
+
+static bool munmaps(uint64_t first, uint64_t n)
+{
+	pthread_t thread;
+
+	later[0] = first;
+	later[1] = n;
+	return pthread_create(&thread, NULL, munmap_later, NULL) == 0;
 }
 
 static bool lone(uint64_t n, const char *file)
@@ -277,6 +322,10 @@ static bool step(char *text)
 		return move_part(n[0], n[1]);
 	if (strcmp(a[0], "bus") == 0)
 		return bus(n[0], n[1]);
+	if (strcmp(a[0], "vanish") == 0)
+		return vanish(n[0]);
+	if (strcmp(a[0], "munmaps") == 0)
+		return munmaps(n[0], n[1]);
 	if (strcmp(a[0], "lone") == 0)
 		return lone(n[0], a[2]);
 	if (strcmp(a[0], "realtime") == 0)
