@@ -60,6 +60,12 @@ struct fm_epoch_shm {
 	_Atomic uint64_t servers; /* bit i: server i takes part */
 };
 
+enum fm_sealing {
+	FM_SEALING_UNKNOWN = 0, /* dir: does neither */
+	FM_SEALING_ON,          /* values are sealed */
+	FM_SEALING_OFF,         /* --no-seal */
+};
+
 struct fm_cluster_shm {
 	_Atomic uint32_t nservers; /* slots ever used */
 	_Atomic uint32_t replicas;
@@ -71,7 +77,7 @@ struct fm_cluster_shm {
 	_Atomic uint64_t passes;      /* over all words, ever */
 	struct fm_server_shm server[FM_SERVERS];
 	struct fm_epoch_shm epoch[FM_EPOCHS];
-	uint32_t reserved;                /* 0 */
+	uint32_t sealing;                 /* enum fm_sealing: how fm-faultd was told to write pages; set when it starts */
 	_Atomic uint32_t replicas_before; /* the most copies by epochs up to replicas_until: --replicas was another then */
 	_Atomic uint64_t replicas_until;
 };

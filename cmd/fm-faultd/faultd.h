@@ -154,6 +154,15 @@ int region_take_over(struct faultd *d, char *why);
  * lock. Returns 0 or -errno with why; then it runs on, or its regions wait for the next one. takeover.c.
  */
 int daemon_replace(struct faultd *d, char *why);
+/* How many regions an fm-faultd before us left, or dies: what hangs on there being none must not be done because nobody could look. */
+size_t regions_left(const struct faultd *d);
+/* enum fm_sealing of what this one is told to write. */
+uint32_t sealing_of(const struct faultd *d);
+/*
+ * There are regions: does daemon.state say that their pages are where, and as, this fm-faultd is told to look for them? Else each page that is away would be
+ * found to be lost. Returns 0, also when it says nothing; or -EPROTO, -EINVAL with why.
+ */
+int daemon_state_check(const struct faultd *d, char *why);
 /* regions.c. */
 struct region *region_find(struct faultd *d, uint64_t id);
 /* A region with nothing in it, or NULL. */

@@ -239,41 +239,17 @@ static void lock_run_dir(struct faultd *d)
 	fm_die(FM_EXIT_FAILED, "%s: in use by another fm-faultd", d->run_dir);
 }
 
-/* "dir:" of "dir:/path". */
-static const char *scheme_of(const char *uri, char to[32])
-{
-	snprintf(to, 32, "%.*s", (int)strcspn(uri, ":") % 31, uri);
-	return to;
-}
-
-/* Regions that an fm-faultd before us left. What hangs on there being none must not be done because nobody could look. */
-static size_t regions_left(const struct faultd *d)
-{
-	uint64_t *ids;
-	size_t n;
-	int e = fm_shmfile_list(d->run_fd, &ids, &n);
-
-	if (e)
-		fm_die(FM_EXIT_FAILED, "%s: cannot be read: %s", d->run_dir, strerror(-e));
-	free(ids);
-	return n;
-}
-
 static void open_daemon_state(struct faultd *d)
 {
 	struct fm_daemon_shm *s;
 	struct timespec t;
-	char a[32], b[32];
+	char why[FM_STORE_WHY];
 	size_t regions = regions_left(d);
-	uint64_t head[2];
 
+	if (regions && daemon_state_check(d, why))
+		fm_die(FM_EXIT_FAILED, "%s", why);
 	/* The same file as before, if there is one: who has it mapped sees us come. */
 	d->daemon_fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0640);
-	/* Without regions it says nothing that would be missed. */
-	if (regions && d->daemon_fd >= 0 && pread(d->daemon_fd, head, sizeof head, 0) == sizeof head && head[0] == FM_MAGIC_DAEMON &&
-	    (uint32_t)head[1] != FM_SHM_VERSION)
-		fm_die(FM_EXIT_FAILED, "%s/%s: made by another version of fm (%u, this one makes %u), and there are regions: left alone: run that version",
-		       d->run_dir, FM_DAEMON_STATE, (unsigned)head[1], FM_SHM_VERSION);
 	if (d->daemon_fd < 0 || ftruncate(d->daemon_fd, sizeof *s) < 0 ||
 	    (errno = posix_fallocate(d->daemon_fd, 0, sizeof *s)) != 0)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot make: %m", d->run_dir, FM_DAEMON_STATE);
@@ -282,8 +258,7 @@ static void open_daemon_state(struct faultd *d)
 	if (s == MAP_FAILED)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot map: %m", d->run_dir, FM_DAEMON_STATE);
 	/* Pages of regions to be taken over lie where the epochs of this table say. */
-	if (regions && s->magic == FM_MAGIC_DAEMON && fm_cluster_is_sound(&s->cluster) &&
-	    strcmp(scheme_of(s->store_uri, a), scheme_of(d->store_uri, b)) == 0)
+	if (regions && s->magic == FM_MAGIC_DAEMON && fm_cluster_is_sound(&s->cluster))
 		memset(s, 0, offsetof(struct fm_daemon_shm, cluster));
 	else
 		memset(s, 0, sizeof *s);
@@ -295,6 +270,7 @@ static void open_daemon_state(struct faultd *d)
 	clock_gettime(CLOCK_REALTIME, &t);
 	s->start_realtime_ns = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 	strcpy(s->store_uri, d->store_uri);
+	s->cluster.sealing = sealing_of(d);
 	atomic_store(&s->limit_pages, d->local_pages);
 	atomic_store(&s->store_up, 1);
 	__atomic_store_n(&s->magic, FM_MAGIC_DAEMON, __ATOMIC_SEQ_CST); /* last: from here on it is one */

@@ -385,6 +385,76 @@ int region_take_over(struct faultd *d, char *why)
 	return e;
 }
 
+/* --- what the one before left, and said of the store */
+
+size_t regions_left(const struct faultd *d)
+{
+	uint64_t *ids;
+	size_t n;
+	int e = fm_shmfile_list(d->run_fd, &ids, &n);
+
+	if (e)
+		fm_die(FM_EXIT_FAILED, "%s: cannot be read: %s", d->run_dir, strerror(-e));
+	free(ids);
+	return n;
+}
+
+uint32_t sealing_of(const struct faultd *d)
+{
+	if (strncmp(d->store_uri, "dir:", 4) == 0)
+		return FM_SEALING_UNKNOWN;
+	return d->store_options.no_seal ? FM_SEALING_OFF : FM_SEALING_ON;
+}
+
+/* May pages that were stored under the one URI be found under the other? Servers come and go, and have several names; a folder is one. */
+static bool same_store(const char *a, const char *b)
+{
+	char *x, *y;
+	bool same;
+
+	if (strncmp(a, b, strcspn(a, ":") + 1) != 0)
+		return false;
+	if (strncmp(a, "dir:", 4) != 0 || strcmp(a, b) == 0)
+		return true;
+	x = realpath(a + 4, NULL);
+	y = realpath(b + 4, NULL);
+	same = x && y && strcmp(x, y) == 0;
+	free(x);
+	free(y);
+	return same;
+}
+
+int daemon_state_check(const struct faultd *d, char *why)
+{
+	struct fm_daemon_shm *s = calloc(1, sizeof *s);
+	int fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW), e = 0;
+	ssize_t n = s && fd >= 0 ? pread(fd, s, sizeof *s, 0) : 0;
+	uint32_t sealing = s ? s->cluster.sealing : 0;
+
+	if (fd >= 0)
+		close(fd);
+	/* Lost, or never finished: then nobody knows. */
+	if (n < (ssize_t)offsetof(struct fm_daemon_shm, store_uri) || s->magic != FM_MAGIC_DAEMON) {
+		free(s);
+		return 0;
+	}
+	s->store_uri[sizeof s->store_uri - 1] = '\0';
+	if (s->version != FM_SHM_VERSION) {
+		snprintf(why, FM_STORE_WHY, "%.100s/%s: made by another version of fm (%u, this one makes %u), and there are regions: left alone: run that version",
+			 d->run_dir, FM_DAEMON_STATE, s->version, FM_SHM_VERSION);
+		e = -EPROTO;
+	} else if (!same_store(s->store_uri, d->store_uri)) {
+		snprintf(why, FM_STORE_WHY, "--store: %.90s: pages of the regions there are lie in %.90s: start with that", d->store_uri, s->store_uri);
+		e = -EINVAL;
+	} else if (sealing && sealing != sealing_of(d)) {
+		snprintf(why, FM_STORE_WHY, "--no-seal: %s: pages of the regions there are were stored %s it", sealing == FM_SEALING_OFF ? "missing" : "given",
+			 sealing == FM_SEALING_OFF ? "with" : "without");
+		e = -EINVAL;
+	}
+	free(s);
+	return e;
+}
+
 /* --- in place of one that runs */
 
 #define END_MS 3000 /* for an fm-faultd to end by SIGTERM; then by SIGKILL */
@@ -441,6 +511,9 @@ int daemon_replace(struct faultd *d, char *why)
 	struct timespec nap = {.tv_nsec = 500000};
 	int e = check_files(d, why), sent = 0;
 
+	/* Refused while the other still runs. */
+	if (e == 0 && regions_left(d))
+		e = daemon_state_check(d, why);
 	if (e)
 		return e;
 	for (unsigned half_ms = 0;; half_ms++) {

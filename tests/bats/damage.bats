@@ -116,6 +116,34 @@ begin_memcached() {
 	stop_faultd
 }
 
+@test "started without --no-seal where pages were stored with it, or the other way round: refused, and nothing is lost" {
+	local with without name=one
+	for with in '--no-seal --grace 0' '--grace 0'; do
+		[ "$with" = '--grace 0' ] && without='--no-seal --grace 0' || without='--grace 0'
+		mc_start a
+		# shellcheck disable=SC2086 # words
+		start_faultd --local 256p --store "memcached:$(addresses a)" $with
+		lost_start "$name" --size $((8 << 20))
+		lost_say "$name" 30 fill
+		stop_faultd
+		# shellcheck disable=SC2086
+		run -1 "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "memcached:$(addresses a)" $without
+		echo "$output"
+		[ "${#lines[@]}" -eq 1 ]
+		[[ $output == 'fm-faultd: --no-seal: '*': pages of the regions there are were stored with'* ]]
+		# shellcheck disable=SC2086
+		start_faultd --local 256p --store "memcached:$(addresses a)" $with
+		lost_say "$name" 60 check
+		[ "$(lost_number right)" -eq 2048 ]
+		lost_end "$name"
+		wait_for 10 no_regions
+		stop_faultd
+		name=two
+		mc_kill a
+		rm -f "${MC_AT[a]}"
+	done
+}
+
 @test "daemon.state of another version: refused and left alone while there are regions" {
 	local before
 	begin_memcached

@@ -33,6 +33,16 @@ restart() {
 	[ "$2" = kill ] || wait "$old"
 }
 
+# refused TEXT ARGS...: an fm-faultd with these arguments is refused, in one line
+refused() {
+	local text=$1
+	shift
+	run -1 "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" "$@"
+	echo "$output"
+	[ "${#lines[@]}" -eq 1 ]
+	[[ $output == "fm-faultd: "*"$text"* ]]
+}
+
 mapped() {
 	[ "$(region_stat '.faults // 0')" -gt 0 ]
 }
@@ -77,6 +87,35 @@ mapped() {
 	ends_well "$CLIENT_PID"
 	wait_for 10 no_regions
 	wait_for 10 store_is_empty
+	stop_faultd
+}
+
+@test "another store, or another --no-seal, than that of the regions there are: refused, and nothing is lost" {
+	local how
+	start_faultd --local 64p
+	start_client map:one:256 fill:0:256:1 say:filled until:"$FM_TMP/go" check:0:256:1
+	client_says filled
+	"$FM_BIN/fm-evict" --all one
+	refused "lie in dir:$FM_TMP/store: start with that" --takeover --store "dir:$FM_TMP/other"
+	alive "$FAULTD_PID"
+	for how in TERM KILL; do
+		kill "-$how" "$FAULTD_PID"
+		wait "$FAULTD_PID" || true
+		refused "lie in dir:$FM_TMP/store: start with that" --store "dir:$FM_TMP/other"
+		refused "lie in dir:$FM_TMP/store: start with that" --store "memcached:/nowhere.sock"
+		ln -sfn "$FM_TMP/store" "$FM_TMP/store.$how"
+		start_faultd --local 64p --store "dir:$FM_TMP/store.$how"
+		# It is known by the name that was given last.
+		kill "-$how" "$FAULTD_PID"
+		wait "$FAULTD_PID" || true
+		start_faultd --local 64p
+	done
+	touch "$FM_TMP/go"
+	ends_well "$CLIENT_PID"
+	wait_for 10 no_regions
+	stop_faultd
+	# Nobody is left to lose anything.
+	start_faultd --store "dir:$FM_TMP/other"
 	stop_faultd
 }
 

@@ -149,7 +149,7 @@
 	F(fm_cluster_shm, passes, 40, 8) \
 	F(fm_cluster_shm, server, 48, 21504) \
 	F(fm_cluster_shm, epoch, 21552, 256) \
-	F(fm_cluster_shm, reserved, 21808, 4) \
+	F(fm_cluster_shm, sealing, 21808, 4) \
 	F(fm_cluster_shm, replicas_before, 21812, 4) \
 	F(fm_cluster_shm, replicas_until, 21816, 8) \
 	S(fm_cluster_shm, 21824) \
