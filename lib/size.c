@@ -23,10 +23,10 @@ int fm_size_parse(const char *text, uint64_t whole_pages, uint64_t *pages, const
 	for (; *p >= '0' && *p <= '9'; p++)
 		if (__builtin_mul_overflow(n, 10u, &n) || __builtin_add_overflow(n, (uint64_t)(*p - '0'), &n))
 			return refuse(why, "too large");
-	if (n == 0)
-		return refuse(why, "zero");
 	if (*p && p[1])
 		return refuse(why, "not a size");
+	if (n == 0)
+		return refuse(why, "zero");
 	switch (*p) {
 	case '\0':
 		break;

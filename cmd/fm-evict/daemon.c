@@ -65,7 +65,7 @@ static int lock_evictor(const char *run_dir)
 	snprintf(path, sizeof path, "%s/evict.lock", run_dir);
 	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
 	if (fd < 0)
-		fm_die(FM_EXIT_FAILED, "%s: cannot open: %m", path);
+		fm_die(errno == ENOENT ? FM_EXIT_PEER : FM_EXIT_FAILED, "%s: cannot open: %m%s", path, errno == ENOENT ? "; has fm-faultd run?" : "");
 	if (fcntl(fd, F_SETLK, &l) < 0) {
 		l.l_type = F_WRLCK;
 		fcntl(fd, F_GETLK, &l);

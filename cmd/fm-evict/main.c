@@ -65,14 +65,20 @@ static const struct option options[] = {
 static const char *run_dir = "/run/fm";
 static int run_fd = -1;
 
-/* Does the region go by that name? name, 16 hex digits, or pid:N. */
-static bool is_called(const struct fm_region_hdr *h, const char *text)
+/* As what does the region go by that text: its id, its pid, its name? The first of these counts: names are its client's choice, and must not hide another region. */
+enum called { NOT_CALLED, BY_NAME, BY_PID, BY_ID };
+
+static enum called is_called(const struct fm_region_hdr *h, const char *text)
 {
 	char id[17], pid[24];
 
 	snprintf(id, sizeof id, "%016llx", (unsigned long long)h->id);
 	snprintf(pid, sizeof pid, "pid:%d", h->pid);
-	return strcmp(h->name, text) == 0 || strcmp(id, text) == 0 || strcmp(pid, text) == 0;
+	if (strcmp(id, text) == 0)
+		return BY_ID;
+	if (strcmp(pid, text) == 0)
+		return BY_PID;
+	return strcmp(h->name, text) == 0 ? BY_NAME : NOT_CALLED;
 }
 
 static void open_run_dir(void)
@@ -83,11 +89,23 @@ static void open_run_dir(void)
 		fm_die(FM_EXIT_PEER, "%s: fm-faultd cannot be reached: %m", run_dir);
 }
 
+/* No region is called so. Could one be? */
+static void check_text(const char *text)
+{
+	size_t n = strlen(text);
+
+	if (n == 0 || n >= FM_NAME_MAX)
+		fm_die(FM_EXIT_USAGE, "REGION: %.70s: a region's name has 1 to %d characters", n ? text : "empty", FM_NAME_MAX - 1);
+	if (strncmp(text, "pid:", 4) == 0 && (n == 4 || strspn(text + 4, "0123456789") != n - 4))
+		fm_die(FM_EXIT_USAGE, "REGION: %s: pid: needs a process id", text);
+}
+
 /* Map the one region that is called so, or die. */
 static struct fm_region_map find_region(const char *text)
 {
 	struct fm_region_map found = {.fd = -1}, m;
 	char name[FM_REGION_FILE_MAX];
+	enum called as, best = NOT_CALLED;
 	uint64_t *ids;
 	size_t n;
 	int e, hits = 0;
@@ -99,15 +117,22 @@ static struct fm_region_map find_region(const char *text)
 	for (size_t i = 0; i < n; i++) {
 		if (fm_shmfile_region_map(run_fd, fm_shmfile_region_name(ids[i], name), 0, &m, NULL))
 			continue;
-		if (!is_called(m.hdr, text)) {
+		as = is_called(m.hdr, text);
+		if (as == NOT_CALLED || as < best) {
 			fm_shmfile_region_unmap(&m);
 			continue;
 		}
-		if (hits++)
+		if (hits)
 			fm_shmfile_region_unmap(&found);
+		hits = as == best ? hits + 1 : 1;
+		best = as;
 		found = m;
 	}
 	free(ids);
+	if (hits == 0)
+		check_text(text);
+	if (hits == 0 && fm_shmfile_daemon_alive(run_fd, NULL) == 0)
+		fm_die(FM_EXIT_PEER, "%s: no such region, and no fm-faultd runs on %s", text, run_dir);
 	if (hits == 0)
 		fm_die(FM_EXIT_FAILED, "%s: no such region (fm-stat lists them)", text);
 	if (hits > 1)
@@ -170,6 +195,8 @@ static int evict(const char *region, const char *size)
 		out.pages = job.evicted;
 	}
 	printf("%llu\n", (unsigned long long)out.pages);
+	if (fflush(stdout) == EOF)
+		fm_die(FM_EXIT_FAILED, "standard output: %m");
 	if (fm_ld(&m.hdr->flags) & (FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN)) {
 		fm_warn("%s: the store %s: pages stay here", region,
 			fm_ld(&m.hdr->flags) & FM_REGION_STORE_FULL ? "is full" : "does not answer");
@@ -386,6 +413,8 @@ int main(int argc, char **argv)
 		}
 	}
 	left = argc - optind;
+	if (!*run_dir)
+		fm_die(FM_EXIT_USAGE, "--run-dir: is empty");
 	if (!!all + !!limit_size + !!grace_ms + !!server + daemon > 1)
 		fm_die(FM_EXIT_USAGE, "--all, --limit, --grace, --add-server, --drain-server and --daemon exclude each other");
 	if (server && left == 0)

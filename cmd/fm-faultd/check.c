@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,10 +145,17 @@ static bool check_sandbox(const struct faultd *d)
 static bool check_run_dir(const struct faultd *d)
 {
 	struct statfs fs;
-	char text[300];
+	char text[300], parent[108];
+	size_t n = strlen(d->run_dir);
+	bool is_there = access(d->run_dir, F_OK) == 0;
 
-	if (access(d->run_dir, W_OK | X_OK) < 0 && !(errno == ENOENT)) {
-		snprintf(text, sizeof text, "%.200s: %s", d->run_dir, strerror(errno));
+	if (n + sizeof "/fm.sock" > sizeof parent) {
+		snprintf(text, sizeof text, "%.200s: too long for a socket's path (107 bytes)", d->run_dir);
+		return say(false, "run directory", text);
+	}
+	snprintf(parent, sizeof parent, "%s", d->run_dir);
+	if (access(is_there ? d->run_dir : dirname(parent), W_OK | X_OK) < 0) {
+		snprintf(text, sizeof text, "%.200s: %s%s", d->run_dir, is_there ? "" : "cannot be made: ", strerror(errno));
 		return say(false, "run directory", text);
 	}
 	if (statfs(d->run_dir, &fs) < 0)

@@ -194,6 +194,8 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 	}
 	if (optind < argc)
 		fm_die(FM_EXIT_USAGE, "%s: unexpected argument (try --help)", argv[optind]);
+	if (!*d->run_dir)
+		fm_die(FM_EXIT_USAGE, "--run-dir: is empty");
 	if (d->store_options.key_file && d->store_options.no_seal)
 		fm_die(FM_EXIT_USAGE, "--key-file: %s: cannot be used with --no-seal", d->store_options.key_file);
 	if (d->store_options.key_file && strlen(d->store_options.key_file) > 255)
@@ -210,6 +212,7 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 static void lock_run_dir(struct faultd *d)
 {
 	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	struct stat st;
 
 	/* The modes of the run directory and its files are an interface: INTERFACES.md. */
 	umask(0027);
@@ -218,6 +221,8 @@ static void lock_run_dir(struct faultd *d)
 	d->run_fd = open(d->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->run_fd < 0)
 		fm_die(FM_EXIT_FAILED, "%s: cannot open the run directory: %m", d->run_dir);
+	if (fstat(d->run_fd, &st) == 0 && (st.st_mode & S_IWOTH))
+		fm_die(FM_EXIT_FAILED, "%s: the run directory may be written by everybody: chmod o-w", d->run_dir);
 	d->lock_fd = openat(d->run_fd, FM_DAEMON_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
 	if (d->lock_fd < 0)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot open: %m", d->run_dir, FM_DAEMON_LOCK);

@@ -162,6 +162,8 @@ static void parse_options(int argc, char **argv, struct options *o)
 	if (o->what == CLEAR && (o->interval_ns || o->form != TABLE))
 		fm_die(FM_EXIT_USAGE, "clear takes none of -i, -c, -j and -p");
 	o->run_dir = fm_ctl_run_dir(run_dir);
+	if (!*o->run_dir)
+		fm_die(FM_EXIT_USAGE, "--run-dir: is empty");
 }
 
 static void print(const struct options *o, const struct sample *s, const struct sample *prev)

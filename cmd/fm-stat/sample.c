@@ -131,7 +131,8 @@ static void read_cluster(const struct fm_cluster_shm *c, struct sample *s)
 	}
 }
 
-static void read_daemon(int dirfd, bool warn, struct sample *s)
+/* Returns 0, or -EACCES: "does not run" would be a guess. */
+static int read_daemon(int dirfd, bool warn, struct sample *s)
 {
 	struct fm_daemon_map m = { .fd = -1 };
 	const char *why = "";
@@ -139,13 +140,15 @@ static void read_daemon(int dirfd, bool warn, struct sample *s)
 	uint64_t start;
 
 	alive = fm_shmfile_daemon_alive(dirfd, &s->daemon_pid);
+	if (alive == -EACCES)
+		return alive;
 	if (alive < 0 && warn)
 		fm_warn("%s: %s", FM_DAEMON_LOCK, strerror(-alive));
 	err = fm_shmfile_daemon_map(dirfd, 0, &m, &why);
 	if (err) {
-		if (warn && !comes_and_goes(err))
+		if (warn && err != -EACCES && !comes_and_goes(err))
 			fm_warn("%s: %s", FM_DAEMON_STATE, err == -EPROTO ? why : strerror(-err));
-		return;
+		return err == -EACCES ? err : 0;
 	}
 	if (alive > 0) {
 		if (!s->daemon_pid) /* in a pid namespace out of sight: what it calls itself */
@@ -161,6 +164,7 @@ static void read_daemon(int dirfd, bool warn, struct sample *s)
 	else
 		read_store(m.shm, s);
 	fm_shmfile_daemon_unmap(&m);
+	return 0;
 }
 
 int sample_take(int dirfd, bool warn, struct sample *s)
@@ -173,7 +177,9 @@ int sample_take(int dirfd, bool warn, struct sample *s)
 	int err;
 
 	*s = (struct sample){ .mono_ns = clock_ns(CLOCK_MONOTONIC), .realtime_ns = clock_ns(CLOCK_REALTIME) };
-	read_daemon(dirfd, warn, s);
+	err = read_daemon(dirfd, warn, s);
+	if (err)
+		return err;
 	err = fm_shmfile_list(dirfd, &ids, &n);
 	if (err)
 		return err;

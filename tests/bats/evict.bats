@@ -136,6 +136,35 @@ daemon_resident() {
 	stop_faultd
 }
 
+@test "fm-evict: an id is a region's before a pid is, and that before a name" {
+	local id
+	start_faultd
+	start_client map:victim:64 fill:0:64:5 say:filled until:"$go"
+	client_says filled
+	id=$(region_stat .id)
+	# Names that another client could give its regions.
+	VICTIM=$CLIENT_PID
+	start_client "map:$id:32" fill:0:32:5 "map:pid:$VICTIM:32" say:mapped until:"$go"
+	client_says mapped
+	[ "$("$evict" "$id" 4p)" -eq 4 ]
+	[ "$("$FM_BIN/fm-stat" -j | jq ".regions[] | select(.name == \"victim\").resident_pages")" -eq 60 ]
+	[ "$("$evict" --all "pid:$VICTIM")" -eq 60 ]
+	[ "$("$FM_BIN/fm-stat" -j | jq ".regions[] | select(.name == \"$id\").resident_pages")" -eq 32 ]
+	stop_faultd
+}
+
+@test "fm-evict: without fm-faultd, and what can be no region" {
+	local s
+	start_faultd
+	for s in pid: pid:x pid:-1 '' "$(printf 'a%.0s' {1..64})"; do
+		refused 2 'REGION: ' "$evict" --all "$s"
+	done
+	refused 2 '--run-dir: is empty' "$evict" --run-dir '' --all a
+	stop_faultd
+	refused 3 'no fm-faultd runs' "$evict" --all nobody
+	refused 3 'has fm-faultd run?' "$evict" --run-dir "$FM_TMP/nowhere" --daemon
+}
+
 @test "fm-evict --limit: the host's budget; it waits until it holds" {
 	start_faultd
 	start_client map:a:1024 fill:0:1024:5 say:filled until:"$go" check:0:1024:5 say:checked until:"$go.2"

@@ -180,6 +180,7 @@ static void write_region(int dirfd, const char *id_text, const char *name, char 
 			 !set_field(&m.shards[0].stats, shard_errors, N(shard_errors), *args, n, v))
 			bad(*args);
 	}
+	m.hdr->sum = fm_shmfile_region_sum(m.hdr);
 	fm_shmfile_region_unmap(&m);
 }
 

@@ -17,12 +17,43 @@ setup() {
 	PUBLIC=$(mktemp -d /tmp/fm-public.XXXXXX)
 	chmod 755 "$PUBLIC"
 	export FM_RUN_DIR=$PUBLIC/run
-	cp "$BATS_FILE_TMPDIR/torture" "$BATS_FILE_TMPDIR/lost" "$BATS_TEST_DIRNAME/peer.py" "$PUBLIC"
+	cp "$BATS_FILE_TMPDIR/torture" "$BATS_FILE_TMPDIR/lost" "$BATS_TEST_DIRNAME/peer.py" "$FM_BIN/fm-stat" "$PUBLIC"
 }
 
 teardown() {
 	fm_teardown
 	[ -z "${PUBLIC-}" ] || rm -rf "$PUBLIC"
+}
+
+@test "a run directory that everybody may write is refused" {
+	mkdir "$FM_RUN_DIR"
+	chmod 777 "$FM_RUN_DIR"
+	run "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "dir:$FM_TMP/store"
+	[ "$status" -eq 1 ]
+	[ "$output" = "fm-faultd: $FM_RUN_DIR: the run directory may be written by everybody: chmod o-w" ]
+	[ -z "$(ls -A "$FM_RUN_DIR")" ]
+}
+
+@test "fm-stat, who may not read the daemon's files, does not say that it does not run" {
+	start_faultd
+	chmod 755 "$FM_RUN_DIR"
+	run setpriv --reuid=65534 --regid=65534 --clear-groups "$PUBLIC/fm-stat"
+	[ "$status" -eq 1 ]
+	[ "$output" = "fm-stat: run directory '$FM_RUN_DIR': Permission denied" ]
+	stop_faultd
+}
+
+@test "fm-faultd --check: a run directory that cannot be made, or has no room for a socket's name" {
+	cp "$FM_BIN/fm-faultd" "$PUBLIC"
+	run setpriv --reuid=65534 --regid=65534 --clear-groups "$PUBLIC/fm-faultd" --check --run-dir "$PUBLIC/none" --store "dir:$FM_TMP/store"
+	[ "$status" -eq 1 ]
+	[[ $output == *"run directory"*"$PUBLIC/none: cannot be made: Permission denied"* ]]
+	run "$FM_BIN/fm-faultd" --check --run-dir "$PUBLIC/a/b" --store "dir:$FM_TMP/store"
+	[ "$status" -eq 1 ]
+	[[ $output == *"run directory"*"$PUBLIC/a/b: cannot be made: No such file or directory"* ]]
+	run "$FM_BIN/fm-faultd" --check --run-dir "$PUBLIC/$(printf 'a%.0s' {1..100})" --store "dir:$FM_TMP/store"
+	[ "$status" -eq 1 ]
+	[[ $output == *"run directory"*"too long for a socket's path"* ]]
 }
 
 # Everybody may come to fm.sock.

@@ -47,7 +47,7 @@ static const struct {
     {"4X", 0, "unknown unit (K, M, G, T, p or %)"},
     {"4P", 0, "unknown unit (K, M, G, T, p or %)"},
     {"4MB", 0, "not a size"},
-    {"0x1000", 0, "zero"},
+    {"0x1000", 0, "not a size"},
     {"1.5G", 0, "not a size"},
     {"1e6", 0, "not a size"},
     {"4095", 0, "not a multiple of the 4096-byte page"},
