@@ -1,7 +1,6 @@
 /* Moving stored pages to the newest placement epoch: see fm_evict_move(). */
 #include "evict.h"
 
-#include <errno.h>
 #include <unistd.h>
 
 #include "crash.h"
@@ -9,41 +8,17 @@
 #define MOVE_PAGES 64
 #define MOVE_WORDS 16384 /* looked at in a call at most */
 
+_Static_assert(2 * MOVE_PAGES <= FM_EVICT_BATCH, "room for a page and a value of each");
+
 struct move {
 	struct fm_store_req req[MOVE_PAGES];
 	uint64_t w[MOVE_PAGES];
 	unsigned n;
+	/* Pages whose copies do not count any more. */
+	struct fm_store_req drop[MOVE_PAGES];
+	uint64_t drop_w[MOVE_PAGES];
+	unsigned ndrop;
 };
-
-/*
- * The bytes of a CLEAN page are those in the memfd, for as long as its word stays: so they are read there, also when no server has them any more. Written
- * meanwhile, its word is another, and what was put goes again.
- */
-static bool read_local(const struct fm_evict_region *r, const struct fm_store_req *q)
-{
-	off_t at = (off_t)(r->map.hdr->memfd_offset + q->page * FM_PAGE_SIZE);
-	ssize_t n;
-
-	do {
-		n = pread(r->memfd, q->buf, FM_PAGE_SIZE, at);
-	} while (n < 0 && errno == EINTR);
-	return n == (ssize_t)FM_PAGE_SIZE;
-}
-
-/* The bytes of all pages of the batch, in runs of those that are away and those that are here: a store is asked for many at once. */
-static void get(struct fm_evictor *e, struct fm_evict_region *r, struct move *m)
-{
-	for (unsigned i = 0, k; i < m->n; i += k) {
-		if (fm_word_state(m->w[i]) == FM_CLEAN) {
-			k = 1;
-			m->req[i].result = read_local(r, &m->req[i]) ? FM_STORE_OK : FM_STORE_DOWN;
-			continue;
-		}
-		for (k = 1; i + k < m->n && fm_word_state(m->w[i + k]) != FM_CLEAN; k++)
-			;
-		fm_store_get(e->store, r->map.hdr->id, &m->req[i], k);
-	}
-}
 
 /* Put the pages of the batch by the new epoch, say so in their words, and delete what is where they no longer belong. */
 static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct move *m, uint32_t tag, unsigned *moved, uint64_t *left)
@@ -54,7 +29,7 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 	unsigned who[MOVE_PAGES], n = 0, k = 0;
 	uint64_t region = r->map.hdr->id;
 
-	get(e, r, m);
+	fm_store_get(e->store, region, m->req, m->n);
 	FM_CRASH_POINT("move-got");
 	for (unsigned i = 0; i < m->n; i++) {
 		fm_word *word = &r->map.words[m->req[i].page];
@@ -102,15 +77,21 @@ static void move_batch(struct fm_evictor *e, struct fm_evict_region *r, struct m
 	m->n = 0;
 }
 
-/* A page whose copy in the store does not count any more: delete it. */
-static void drop_copy(struct fm_evictor *e, struct fm_evict_region *r, uint64_t page, uint64_t w, uint64_t *left)
+/* Delete the copies that do not count any more. */
+static void drop_copies(struct fm_evictor *e, struct fm_evict_region *r, struct move *m, uint64_t *left)
 {
-	struct fm_store_req q = {.page = page, .gen = fm_word_gen(w), .epoch = fm_word_epoch(w)};
-
-	fm_store_delete(e->store, r->map.hdr->id, &q, 1);
+	fm_store_delete(e->store, r->map.hdr->id, m->drop, m->ndrop);
 	FM_CRASH_POINT("move-dropped");
-	if (q.result != FM_STORE_OK || !fm_page_cas(&r->map.words[page], w, w & ~FM_F_STORED))
-		(*left)++;
+	for (unsigned i = 0; i < m->ndrop; i++)
+		if (m->drop[i].result != FM_STORE_OK || !fm_page_cas(&r->map.words[m->drop[i].page], m->drop_w[i], m->drop_w[i] & ~FM_F_STORED))
+			(*left)++;
+	m->ndrop = 0;
+}
+
+static void drop(struct move *m, uint64_t page, uint64_t w)
+{
+	m->drop_w[m->ndrop] = w;
+	m->drop[m->ndrop++] = (struct fm_store_req){.page = page, .gen = fm_word_gen(w), .epoch = fm_word_epoch(w)};
 }
 
 static void look_at(struct fm_evictor *e, struct fm_evict_region *r, struct move *m, uint64_t page, uint32_t tag, uint64_t *left)
@@ -121,17 +102,22 @@ static void look_at(struct fm_evictor *e, struct fm_evict_region *r, struct move
 		return;
 	switch (fm_word_state(w)) {
 	case FM_CLEAN:
-		if (w & FM_F_ZERO) {
-			drop_copy(e, r, page, w, left);
-			return;
+		/*
+		 * The page is here; its copy, perhaps, nowhere: a server that came back empty may have had it. It is not put once more under the generation that it
+		 * has: whether these are the bytes that were sealed under it, nobody knows for certain. As a dirty one it gets another when it leaves.
+		 */
+		if (!(w & FM_F_ZERO)) {
+			uint64_t dirty = fm_word_to(w, FM_DIRTY, 0, 0);
+
+			if (!fm_page_cas(&r->map.words[page], w, dirty)) {
+				(*left)++;
+				return;
+			}
+			FM_CRASH_POINT("move-dirty");
+			w = dirty;
 		}
-		if (w & FM_F_GRACE) {
-			/* A device may change it without a word: it is written back anew. */
-			fm_page_cas(&r->map.words[page], w, fm_word_to(w, FM_DIRTY, 0, 0));
-			(*left)++;
-			return;
-		}
-		/* fall through */
+		drop(m, page, w);
+		return;
 	case FM_REMOTE:
 		m->w[m->n] = w;
 		m->req[m->n] = (struct fm_store_req){
@@ -139,12 +125,13 @@ static void look_at(struct fm_evictor *e, struct fm_evict_region *r, struct move
 		    .gen = fm_word_gen(w),
 		    .epoch = fm_word_epoch(w),
 		    .buf = e->buf + (size_t)m->n * FM_PAGE_SIZE,
+		    .raw = e->buf + (size_t)(MOVE_PAGES + m->n) * FM_PAGE_SIZE,
 		};
 		m->n++;
 		return;
 	case FM_DIRTY:
 	case FM_EMPTY:
-		drop_copy(e, r, page, w, left);
+		drop(m, page, w);
 		return;
 	case FM_LOST:
 		return;
@@ -160,9 +147,10 @@ bool fm_evict_move(struct fm_evictor *e, struct fm_evict_region *r, unsigned *mo
 	uint32_t tag = FM_EPOCH_TAG(atomic_load(&e->daemon->cluster.epoch_now));
 	off_t base = (off_t)map->hdr->words_offset, end = base + (off_t)map->pages * 8;
 	off_t data = lseek(map->fd, base + (off_t)r->move_at * 8, SEEK_DATA), hole;
-	struct move m = {.n = 0};
+	struct move m;
 	uint64_t page, last;
 
+	m.n = m.ndrop = 0;
 	if (data < 0 || data >= end) {
 		r->move_at = 0;
 		return true;
@@ -174,8 +162,10 @@ bool fm_evict_move(struct fm_evictor *e, struct fm_evict_region *r, unsigned *mo
 	last = (uint64_t)(hole - base) / 8;
 	if (last - page > MOVE_WORDS)
 		last = page + MOVE_WORDS;
-	while (page < last && m.n < MOVE_PAGES)
+	while (page < last && m.n < MOVE_PAGES && m.ndrop < MOVE_PAGES)
 		look_at(e, r, &m, page++, tag, left);
+	if (m.ndrop)
+		drop_copies(e, r, &m, left);
 	if (m.n)
 		move_batch(e, r, &m, tag, moved, left);
 	r->move_at = page < map->pages ? page : 0;

@@ -38,10 +38,11 @@ const char *fm_page_check(uint64_t old, uint64_t nw)
 
 	if (!(next[from] & TO(to)))
 		return "no such transition";
-	/* By a write-back under another epoch: its copy may have gone with a server of the old one. */
-	if (from == FM_CLEAN && !(old & FM_F_GRACE) &&
-	    (to == FM_DIRTY || (to == FM_WRITEBACK && (fm_word_epoch(old) == fm_word_epoch(nw) || (old & FM_F_ZERO)))))
-		return "a page that was never written became dirty without a fault";
+	/* By an older epoch its copy may have gone with a server: then it is written back anew. */
+	if (from == FM_CLEAN && to == FM_WRITEBACK && !(old & FM_F_GRACE) && (fm_word_epoch(old) == fm_word_epoch(nw) || (old & FM_F_ZERO)))
+		return "a page that was never written is written back";
+	if (from == FM_CLEAN && to == FM_DIRTY && (old & FM_F_ZERO) && !(old & FM_F_GRACE))
+		return "a page of zeros that was never written became dirty without a fault";
 	if (from == FM_WRITEBACK && to == FM_CLEAN && !(nw & FM_F_GRACE))
 		return "a page that was written became clean without a grace";
 	if ((nw & FM_F_GRACE) && (to != FM_CLEAN || (from != FM_CLEAN && from != FM_WRITEBACK)))
@@ -52,7 +53,7 @@ const char *fm_page_check(uint64_t old, uint64_t nw)
 		return "a write-back without a new generation";
 	if (to != FM_WRITEBACK && fm_word_gen(nw) != fm_word_gen(old))
 		return "a generation changed outside a write-back";
-	if (fm_word_epoch(old) != fm_word_epoch(nw) && to != FM_WRITEBACK && !(from == to && (to == FM_CLEAN || to == FM_REMOTE)))
+	if (fm_word_epoch(old) != fm_word_epoch(nw) && to != FM_WRITEBACK && !(from == to && to == FM_REMOTE))
 		return "an epoch changed outside a write-back or a move";
 	if (from == to && from != FM_BUSY && from != FM_DROPPING && ((old ^ nw) & ~(FM_F_STORED | FM_EP_MASK)))
 		return "a state nobody owns changed more than its copy";

@@ -20,11 +20,10 @@ enum fm_pstate {
 	/* Local page, may differ from the store's copy; may still be write-protected. Nobody owns it. -> BUSY, WRITEBACK; the
 	 * evictor may clear its stored flag. */
 	FM_DIRTY = 1,
-	/* Local page, write-protected; the store was given the same bytes, or it is all zero (FM_F_ZERO). -> BUSY, DROPPING; the
-	 * evictor may change its epoch, after it has put the same generation by that epoch. By an epoch that is not the newest its copy may be gone
-	 * (a server came back empty): then it is not dropped, but -> WRITEBACK under the newest. With FM_F_GRACE it was written here and
-	 * stored since, and a device that was told to before may still write it: it is compared before it goes. -> also DIRTY,
-	 * WRITEBACK by the evictor. */
+	/* Local page, write-protected; the store was given the same bytes, or it is all zero (FM_F_ZERO). -> BUSY, DROPPING; by an epoch that is not the
+	 * newest its copy may be gone (a server came back empty): then the evictor does not drop it, but -> DIRTY, or WRITEBACK under the newest. With
+	 * FM_F_GRACE it was written here and stored since, and a device that was told to before may still write it: it is compared before it goes. -> also
+	 * DIRTY, WRITEBACK by the evictor. */
 	FM_CLEAN = 2,
 	/* No local page; the store's copy of this generation is the page. Nobody owns it. -> BUSY; its epoch as with CLEAN. */
 	FM_REMOTE = 3,

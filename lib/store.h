@@ -32,6 +32,12 @@ struct fm_store_req {
 			     * delete: only from the servers of epoch that are none of old_epoch's */
 	bool may_return;    /* get, out: LOST only because a server is taken for dead, or is not known: it may come back, and have it */
 	void *buf;      /* 4096 bytes: filled by get, read by put, unused by delete */
+	/*
+	 * moving: the page is stored again under the generation that it has, and must be sealed to the very bytes that it was (seal.h). get: 4096 bytes where a
+	 * value goes, as it was found, of which encoding would not make the same again; NULL: not wanted. put: raw_len bytes there, 0 none.
+	 */
+	void *raw;
+	uint32_t raw_len;
 	enum fm_store_result result;
 };
 

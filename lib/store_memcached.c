@@ -340,6 +340,10 @@ static void on_get(void *arg, struct fm_mc_conn *c, enum fm_mc_reply reply, cons
 		if (fm_value_decode(s->seal, r->page, r->gen, item->data, item->data_len, r->buf, &s->scratch) == 0) {
 			r->result = FM_STORE_OK;
 			set_outcome(s, i, v, GOOD);
+			/* Longer ones are not compressed. */
+			r->raw_len = r->raw && item->data_len <= FM_VALUE_PAGE ? (uint32_t)item->data_len : 0;
+			if (r->raw_len)
+				memcpy(r->raw, item->data, r->raw_len);
 		} else {
 			set_outcome(s, i, v, WRONG); /* stale, moved or torn: as good as none, unless it was torn on its way */
 		}
@@ -525,6 +529,17 @@ static void send_delete_old(struct mc_store *s, uint64_t region, unsigned i)
 	}
 }
 
+/* One generation is sealed to one value: a page that is moved has it already. Returns its length, or -EINVAL. */
+static int encode(struct mc_store *s, const struct fm_store_req *r, void *to)
+{
+	if (!r->moving)
+		return fm_value_encode(s->seal, r->page, r->gen, r->buf, to, &s->scratch);
+	if (!r->raw_len)
+		return fm_value_encode_again(s->seal, r->page, r->gen, r->buf, to);
+	memcpy(to, r->raw, r->raw_len);
+	return (int)r->raw_len;
+}
+
 /* The value is made where it will be sent from: once, for every replica gets the same bytes. */
 static int send_put(struct mc_store *s, unsigned i)
 {
@@ -552,7 +567,7 @@ static int send_put(struct mc_store *s, unsigned i)
 			int len;
 
 			n = fm_mc_set(line, sizeof line, s->key_text[i], 0);
-			len = fm_value_encode(s->seal, r->page, r->gen, r->buf, to + n, &s->scratch);
+			len = encode(s, r, to + n);
 			if (len < 0)
 				return len;
 			n = fm_mc_set(line, sizeof line, s->key_text[i], (size_t)len);

@@ -33,26 +33,30 @@ static void put_header(unsigned char h[FM_VALUE_HEADER], enum fm_value_codec cod
 	put_le(h + 16, payload, 4);
 }
 
+static int seal(const struct fm_seal *s, uint64_t page, uint64_t gen, enum fm_value_codec codec, const void *payload, int n, unsigned char *v)
+{
+	const struct fm_seal_at at = { .page = page, .gen = gen, .head = v, .head_length = FM_VALUE_HEADER };
+	int rc;
+
+	put_header(v, codec, fm_seal_kind(s), gen, (size_t)n);
+	rc = fm_seal_put(s, &at, payload, (size_t)n, v + FM_VALUE_HEADER + FM_SEAL_TAG, v + FM_VALUE_HEADER);
+	return rc < 0 ? rc : n + (int)(FM_VALUE_HEADER + FM_SEAL_TAG);
+}
+
+int fm_value_encode_again(const struct fm_seal *s, uint64_t page, uint64_t gen, const void *in, void *out)
+{
+	return seal(s, page, gen, FM_CODEC_NONE, in, (int)FM_VALUE_PAGE, out);
+}
+
 int fm_value_encode(const struct fm_seal *s, uint64_t page, uint64_t gen, const void *in, void *out,
 		    struct fm_value_scratch *scratch)
 {
-	unsigned char *v = out;
-	const struct fm_seal_at at = { .page = page, .gen = gen, .head = v, .head_length = FM_VALUE_HEADER };
-	enum fm_value_codec codec = FM_CODEC_LZ4;
-	const void *payload = scratch->page;
-	int n = 0, rc;
+	int n = 0;
 
 	if (scratch->in_vain < FM_VALUE_TRIES || scratch->in_vain % FM_VALUE_TRIES == 0)
 		n = LZ4_compress_fast_extState(scratch->lz4, in, (char *)scratch->page, FM_VALUE_PAGE, LZ4_MOST, 1);
 	scratch->in_vain = n > 0 ? 0 : scratch->in_vain + 1;
-	if (n <= 0) {
-		codec = FM_CODEC_NONE;
-		payload = in;
-		n = FM_VALUE_PAGE;
-	}
-	put_header(v, codec, fm_seal_kind(s), gen, (size_t)n);
-	rc = fm_seal_put(s, &at, payload, (size_t)n, v + FM_VALUE_HEADER + FM_SEAL_TAG, v + FM_VALUE_HEADER);
-	return rc < 0 ? rc : n + (int)(FM_VALUE_HEADER + FM_SEAL_TAG);
+	return n > 0 ? seal(s, page, gen, FM_CODEC_LZ4, scratch->page, n, out) : seal(s, page, gen, FM_CODEC_NONE, in, (int)FM_VALUE_PAGE, out);
 }
 
 /*

@@ -55,6 +55,12 @@ int fm_value_encode(const struct fm_seal *s, uint64_t page, uint64_t gen, const 
 		    struct fm_value_scratch *scratch);
 
 /*
+ * The value that fm_value_encode() made of the same page and generation when it did not compress it: the same bytes again, wherever it is made. For a copy
+ * more of a page that was decoded from such a value; one of a compressed value must be the value itself, as another build's LZ4 may make other bytes.
+ */
+int fm_value_encode_again(const struct fm_seal *s, uint64_t page, uint64_t gen, const void *in, void *out);
+
+/*
  * Take a page out of a value of length bytes from the store. Writes exactly 4096 bytes to out and returns 0; returns -EBADMSG
  * when the value is not, bit for bit, one that fm_value_encode made of this region, page and generation with this key and
  * kind of seal: out may hold anything then, and must not reach a client. A handle that seals refuses values that are not

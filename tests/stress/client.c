@@ -8,6 +8,7 @@
  *   fill:FIRST:N:TAG        write every word: what a page holds follows from its number and the tag
  *   check:FIRST:N:TAG       read every word; TAG 0: zeros
  *   zero:FIRST:N            write zeros
+ *   plain:FIRST:N           write what compresses well
  *   remove:FIRST:N          MADV_REMOVE
  *   munmap:FIRST:N          munmap(2), behind libfm's back
  *   unmap:FIRST:N           fm_unmap
@@ -310,6 +311,11 @@ static bool step(char *text)
 		return check(n[0], n[1], n[2]);
 	if (strcmp(a[0], "zero") == 0)
 		return memset((void *)(uintptr_t)(memory + n[0] * WORDS), 0, n[1] * PAGE), true;
+	if (strcmp(a[0], "plain") == 0) {
+		for (uint64_t i = n[0] * WORDS; i < (n[0] + n[1]) * WORDS; i++)
+			memory[i] = 1 + i / WORDS;
+		return true;
+	}
 	if (strcmp(a[0], "remove") == 0)
 		return madvise((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE, MADV_REMOVE) == 0;
 	if (strcmp(a[0], "munmap") == 0)

@@ -57,6 +57,8 @@ static const struct step *allowed(size_t *n)
 	STEP("write-back given up", W(WRITEBACK, ST, 8), W(DIRTY, ST, 8));
 	STEP("clean drop", W(CLEAN, ST, 7), W(DROPPING, ST, 7));
 	STEP("zero drop", W(CLEAN, ZE, 0), W(DROPPING, ZE, 0));
+	STEP("a clean page is written back by another epoch", W(CLEAN, ST, 7), fm_word_at_epoch(W(WRITEBACK, ST, 8), 5));
+	STEP("a clean page's copy is given up", W(CLEAN, ST, 7), W(DIRTY, ST, 7));
 	STEP("a fault meets DROPPING", W(DROPPING, ST, 8), W(DROPPING, ST | WA, 8));
 	STEP("a discard meets DROPPING", W(DROPPING, ST, 8), W(DROPPING, ST | DI, 8));
 	STEP("punched", W(DROPPING, ST, 8), W(REMOTE, ST, 8));
@@ -67,7 +69,6 @@ static const struct step *allowed(size_t *n)
 	STEP("a discard meets BUSY", BUSY(REMOTE, ST, 7), BUSY(REMOTE, ST | DI, 7));
 	STEP("BUSY: discarded on the way", BUSY(REMOTE, ST | DI, 7), W(EMPTY, ST, 7));
 	STEP("DIRTY: its stale copy was deleted", W(DIRTY, ST, 7), W(DIRTY, 0, 7));
-	STEP("CLEAN: its copy moved to another epoch", W(CLEAN, ST, 7), fm_word_at_epoch(W(CLEAN, ST, 7), 5));
 	STEP("REMOTE: its copy moved to another epoch", W(REMOTE, ST, 7), fm_word_at_epoch(W(REMOTE, ST, 7), 5));
 	STEP("write-back acknowledged, the grace begins", W(WRITEBACK, ST, 8), W(CLEAN, ST | GR, 8));
 	STEP("... of a zero page", W(WRITEBACK, 0, 8), W(CLEAN, ZE | GR, 8));
@@ -75,7 +76,6 @@ static const struct step *allowed(size_t *n)
 	STEP("the grace is over", W(CLEAN, ST | GR, 8), W(DROPPING, ST, 8));
 	STEP("... and a device wrote it meanwhile", W(CLEAN, ST | GR, 8), W(DIRTY, ST, 8));
 	STEP("... and the evictor knows no hash", W(CLEAN, ST | GR, 8), W(WRITEBACK, ST, 9));
-	STEP("grace: its copy moved to another epoch", W(CLEAN, ST | GR, 8), fm_word_at_epoch(W(CLEAN, ST | GR, 8), 5));
 	STEP("the evictor died before the punch", W(DROPPING, ST | WA, 8), W(DIRTY, ST, 8));
 	STEP("write-back by another epoch", W(DIRTY, ST, 7), fm_word_at_epoch(W(WRITEBACK, ST, 8), 5));
 #undef STEP
@@ -99,6 +99,7 @@ static const struct step *forbidden(size_t *n)
 	     "a generation changed outside a write-back");
 	STEP("drop takes a generation", W(WRITEBACK, ST, 8), W(DROPPING, ST, 9),
 	     "a generation changed outside a write-back");
+	STEP("a clean page's copy is moved", W(CLEAN, ST, 7), fm_word_at_epoch(W(CLEAN, ST, 7), 5), "an epoch changed outside a write-back or a move");
 	STEP("a fault changes the epoch", W(REMOTE, ST, 7), fm_word_at_epoch(BUSY(REMOTE, ST, 7), 5),
 	     "an epoch changed outside a write-back or a move");
 	STEP("DIRTY changes its epoch", W(DIRTY, ST, 7), fm_word_at_epoch(W(DIRTY, ST, 7), 5),
@@ -125,10 +126,11 @@ static const struct step *forbidden(size_t *n)
 	STEP("waiter on BUSY", W(REMOTE, ST, 7), BUSY(REMOTE, ST | WA, 7), "a waiter flag outside DROPPING");
 	STEP("discard outlives the drop", W(DROPPING, ST | DI, 8), W(EMPTY, ST | DI, 8),
 	     "a discard flag outside DROPPING");
-	STEP("clean page becomes dirty by itself", W(CLEAN, ST, 7), W(DIRTY, ST, 7),
-	     "a page that was never written became dirty without a fault");
-	STEP("clean page is written back", W(CLEAN, ST, 7), W(WRITEBACK, ST, 8),
-	     "a page that was never written became dirty without a fault");
+	STEP("clean zero page becomes dirty by itself", W(CLEAN, ZE, 7), W(DIRTY, 0, 7),
+	     "a page of zeros that was never written became dirty without a fault");
+	STEP("clean page is written back", W(CLEAN, ST, 7), W(WRITEBACK, ST, 8), "a page that was never written is written back");
+	STEP("clean zero page is written back by another epoch", W(CLEAN, ZE, 7), fm_word_at_epoch(W(WRITEBACK, ST, 8), 5),
+	     "a page that was never written is written back");
 	STEP("written page becomes clean at once", W(WRITEBACK, ST, 8), W(CLEAN, ST, 8),
 	     "a page that was written became clean without a grace");
 	STEP("a page-in with a grace", BUSY(REMOTE, ST, 7), W(CLEAN, ST | GR, 7), "a grace of a page that was not written back");
