@@ -69,6 +69,7 @@ static const struct step *allowed(size_t *n)
 	STEP("a discard meets BUSY", BUSY(REMOTE, ST, 7), BUSY(REMOTE, ST | DI, 7));
 	STEP("BUSY: discarded on the way", BUSY(REMOTE, ST | DI, 7), W(EMPTY, ST, 7));
 	STEP("DIRTY: its stale copy was deleted", W(DIRTY, ST, 7), W(DIRTY, 0, 7));
+	STEP("CLEAN zero: its old copy was deleted", W(CLEAN, ZE | ST, 7), W(CLEAN, ZE, 7));
 	STEP("REMOTE: its copy moved to another epoch", W(REMOTE, ST, 7), fm_word_at_epoch(W(REMOTE, ST, 7), 5));
 	STEP("write-back acknowledged, the grace begins", W(WRITEBACK, ST, 8), W(CLEAN, ST | GR, 8));
 	STEP("... of a zero page", W(WRITEBACK, 0, 8), W(CLEAN, ZE | GR, 8));
