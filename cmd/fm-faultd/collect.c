@@ -8,6 +8,7 @@
 #include "faultd.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -41,6 +42,8 @@ struct collector {
 	uint64_t host_id;
 	unsigned ttl_s;
 	const struct fm_cluster_shm *cluster; /* our store's servers; none when it is of another kind */
+	bool member;                          /* our store is the registry's memcached: servers */
+	const atomic_bool *incomplete;        /* ... of which we do not know all */
 	/* of the region under way */
 	const struct fm_registry_claim *claim;
 	uint64_t until_ns, look_ns;
@@ -98,12 +101,29 @@ struct place {
 	bool must; /* not done before it was looked at; else it is one that has left, and no page was left there */
 };
 
-static bool shows_life(const struct place *p, unsigned n, uint64_t host)
+/*
+ * May the host be taken for dead, as far as signs of life in its store tell? Not as long as one of the servers where it could leave them does not say: it may
+ * be there. Returns 0; -EBUSY with why.
+ */
+static int shows_no_life(const struct place *p, unsigned n, uint64_t host, char *why)
 {
-	for (unsigned i = 0; i < n; i++)
-		if (fm_mccollect_beats(&p[i].a, host, BEAT_MS) == 1)
-			return true;
-	return false;
+	unsigned silent = UINT_MAX;
+
+	for (unsigned i = 0; i < n; i++) {
+		int r = fm_mccollect_beats(&p[i].a, host, BEAT_MS);
+
+		if (r == 1) {
+			snprintf(why, 256, "the host still reaches the store, though not the registry");
+			return -EBUSY;
+		}
+		/* Where nobody listens, nothing was left. */
+		if (r && r != -ECONNREFUSED && r != -ENOENT && p[i].must)
+			silent = i;
+	}
+	if (silent == UINT_MAX)
+		return 0;
+	snprintf(why, 256, "%.100s: does not say whether the host still reaches the store", p[silent].a.text);
+	return -EBUSY;
 }
 
 /* --- one region */
@@ -219,6 +239,11 @@ static int collect(struct collector *c, const struct fm_registry_claim *claim, u
 		snprintf(why, 256, "%.100s: is not a store that can be collected", claim->record.store);
 		return -EOPNOTSUPP;
 	}
+	/* Its signs of life may be on any server of the membership, and so may its keys: who does not know these must not judge. */
+	if (!claim->orphan && (!c->member || atomic_load(c->incomplete))) {
+		snprintf(why, 256, "%s", c->member ? "a server of the store cannot be resolved here" : "its servers are not this host's store");
+		return -EBUSY;
+	}
 	p = calloc(MAX_SERVERS, sizeof *p);
 	snprintf(why, 256, "out of memory");
 	e = p ? find_places(c, &claim->record, p, &n, why) : -ENOMEM;
@@ -226,10 +251,8 @@ static int collect(struct collector *c, const struct fm_registry_claim *claim, u
 	c->until_ns = fm_now_ns() + REGION_NS;
 	c->look_ns = 0;
 	c->lost = false;
-	if (e == 0 && !claim->orphan && shows_life(p, n, claim->host)) {
-		snprintf(why, 256, "the host still reaches the store, though not the registry");
-		e = -EBUSY;
-	}
+	if (e == 0 && !claim->orphan)
+		e = shows_no_life(p, n, claim->host, why);
 	for (unsigned i = 0; i < n && e == 0; i++) {
 		e = fm_mccollect_server(&p[i].a, &m, why);
 		if (e == -ECONNREFUSED || e == -ENOENT || (!p[i].must && e != -ECANCELED))
@@ -297,6 +320,8 @@ int collector_start(struct faultd *d, uint64_t host_id, unsigned grace_s, struct
 		return -ENOMEM;
 	c->registry = d->registry;
 	c->cluster = &d->daemon->cluster;
+	c->member = strncmp(d->store_uri, "memcached:", 10) == 0;
+	c->incomplete = &d->members_incomplete;
 	c->host_id = host_id;
 	c->ttl_s = grace_s == 0 ? 60 : grace_s < 4 ? 4 : grace_s;
 	if (strncmp(d->store_uri, "ramcloud:", 9) == 0) {

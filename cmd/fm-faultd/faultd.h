@@ -127,6 +127,7 @@ struct faultd {
 	uint64_t next_cookie;
 	struct fm_registry *registry; /* NULL: none */
 	struct membership membership;
+	atomic_bool members_incomplete; /* the registry has servers of the store that are not in our table: their names cannot be resolved */
 	struct collector *collector;
 	struct sweep *sweep; /* NULL: not running */
 	atomic_bool hold; /* are fills held back above the hard mark? */

@@ -88,6 +88,7 @@ static void apply(struct faultd *d)
 	if (missing && !m->incomplete)
 		fm_warn("registry: %u server%s of the store cannot be used here: %s", missing, missing == 1 ? "" : "s", why);
 	m->incomplete = missing != 0;
+	atomic_store(&d->members_incomplete, m->incomplete);
 	atomic_store(&d->daemon->registry.epoch, m->now.epoch);
 	/* Placed by it from now on, not a second later. */
 	fm_store_monitor(d->store);

@@ -442,6 +442,39 @@ no_keys_of() {
 	stop_second_host
 }
 
+@test "nor by one with another store, which does not know where its signs of life are; nor while a server is silent that may have them" {
+	local s host
+	zk_start z
+	zk_link l z
+	for s in a b c d; do
+		mc_start "$s"
+	done
+	start_faultd -v --local 256p --store "memcached:$(addresses a b c d)" --registry "$(zk_uri l)?grace=2&timeout=1000"
+	stop_faultd
+	rm -rf "$FM_RUN_DIR"
+	# It says --store d, and leaves its signs of life on the first three of the membership.
+	start_faultd -v --local 256p --store "memcached:$(addresses d)" --registry "$(zk_uri l)?grace=2&timeout=1000"
+	second_host --registry "$(zk_uri z)?grace=2&timeout=1000" --store "dir:$FM_TMP/store2"
+	lost_start one --size $((8 << 20))
+	lost_say one 30 fill
+	host=$(host_id)
+	link_cut l
+	wait_for 20 zk_lacks z "/fm/hosts/$host"
+	wait_for 30 faultd_said "not collected yet: its servers are not this host's store"
+	stop_second_host
+	rm -rf "$FM_RUN_DIR_2"
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	# It dies; one who knows the servers hears nothing of one of them.
+	second_host --registry "$(zk_uri z)?grace=2&timeout=1000" --store "memcached:$(addresses d)"
+	kill -STOP "${MC_PID[a]}"
+	kill -KILL "${LOST_PID[one]}" "$FAULTD_PID"
+	wait_for 60 faultd_said "not collected yet: ${MC_AT[a]}: does not say whether the host still reaches the store"
+	kill -CONT "${MC_PID[a]}"
+	wait_for 60 zk_count z /fm/regions 0
+	stop_second_host
+}
+
 @test "a host that reboots is collected by itself, under its new id" {
 	zk_start z
 	mc_start a
