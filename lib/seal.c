@@ -214,6 +214,16 @@ int fm_key_open(const char *path, struct fm_key **out, char *why)
 	return 0;
 }
 
+uint64_t fm_key_print(const struct fm_key *key)
+{
+	unsigned char sub[16]; /* the least that is derived */
+	uint64_t print;
+
+	crypto_kdf_derive_from_key(sub, sizeof sub, 0, "fm-print", key->bytes);
+	memcpy(&print, sub, sizeof print);
+	return print | 1;
+}
+
 void fm_key_close(struct fm_key *key)
 {
 	sodium_free(key);

@@ -47,6 +47,9 @@ struct fm_seal;
  */
 int fm_key_open(const char *path, struct fm_key **out, char *why);
 
+/* A number by which a key can be told from others: derived from it as a region's keys are, it says nothing of it. Never 0. Any thread. */
+uint64_t fm_key_print(const struct fm_key *key);
+
 /* Clear and free a key; NULL is allowed. Regions' handles stay good. */
 void fm_key_close(struct fm_key *key);
 

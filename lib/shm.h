@@ -197,6 +197,7 @@ struct fm_daemon_shm {
 	_Atomic uint64_t store_servers; /* up; 0 not known, or in cluster */
 	_Alignas(64) struct fm_cluster_shm cluster; /* servers of a network store */
 	_Alignas(64) struct fm_registry_shm registry;
+	uint64_t key_print; /* fm_key_print() of the key that pages are sealed with; 0: none */
 };
 
 #define fm_ld(p) atomic_load_explicit((p), memory_order_relaxed)

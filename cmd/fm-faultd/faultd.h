@@ -159,6 +159,8 @@ int daemon_replace(struct faultd *d, char *why);
 size_t regions_left(const struct faultd *d);
 /* enum fm_sealing of what this one is told to write. */
 uint32_t sealing_of(const struct faultd *d);
+/* fm_key_print() of --key-file; 0 when there is none, or it cannot be read: who needs it says why. */
+uint64_t key_print_of(const struct faultd *d);
 /*
  * There are regions: does daemon.state say that their pages are where, and as, this fm-faultd is told to look for them? Else each page that is away would be
  * found to be lost. Returns 0, also when it says nothing; or -EPROTO, -EINVAL with why.

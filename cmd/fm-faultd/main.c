@@ -208,6 +208,18 @@ static void parse(struct faultd *d, struct arguments *a, int argc, char **argv)
 		fm_die(FM_EXIT_USAGE, "--registry: %s", store_why);
 }
 
+/* By default the key lies where the page states do: on tmpfs, and gone with the host's memory, as the pages are. */
+static void choose_key_file(struct faultd *d)
+{
+	static char key_file[256];
+
+	if (d->store_options.key_file || d->store_options.no_seal || strncmp(d->store_uri, "dir:", 4) == 0)
+		return;
+	if (snprintf(key_file, sizeof key_file, "%s/host.key", d->run_dir) >= (int)sizeof key_file)
+		fm_die(FM_EXIT_USAGE, "--run-dir: %.60s...: too long for a key file below it: give --key-file", d->run_dir);
+	d->store_options.key_file = key_file;
+}
+
 /* Be the only fm-faultd of the run directory, or die naming the one that is. */
 static void lock_run_dir(struct faultd *d)
 {
@@ -340,17 +352,10 @@ static void lost_table(struct faultd *d)
 
 static void open_store(struct faultd *d)
 {
-	static char key_file[256];
 	char why[FM_STORE_WHY] = "";
 	size_t regions = regions_left(d);
 	int e;
 
-	/* By default the key lies where the page states do: on tmpfs, and gone with the host's memory, as the pages are. */
-	if (!d->store_options.key_file && !d->store_options.no_seal && strncmp(d->store_uri, "dir:", 4) != 0) {
-		if (snprintf(key_file, sizeof key_file, "%s/host.key", d->run_dir) >= (int)sizeof key_file)
-			fm_die(FM_EXIT_USAGE, "--run-dir: %.60s...: too long for a key file below it: give --key-file", d->run_dir);
-		d->store_options.key_file = key_file;
-	}
 	if (regions && strncmp(d->store_uri, "memcached:", 10) == 0 && !atomic_load(&d->daemon->cluster.epoch_now))
 		lost_table(d);
 	/* A new key in its place would be the loss of every page that is away. */
@@ -367,6 +372,7 @@ static void open_store(struct faultd *d)
 	if (e)
 		fm_die(e == -EINVAL ? FM_EXIT_USAGE : strncmp(d->store_uri, "dir:", 4) == 0 ? FM_EXIT_FAILED : FM_EXIT_PEER,
 		       "--store: %s", why);
+	d->daemon->key_print = key_print_of(d);
 	d->store_options.must_answer = d->store_options.make_cluster = d->store_options.registry = false;
 	d->store_options.again = true;
 	d->store_options.members = NULL;
@@ -418,6 +424,7 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &signals, NULL);
 	make_room_for_descriptors();
 	check_features(&d);
+	choose_key_file(&d);
 	lock_run_dir(&d);
 	/* No evictor of an fm-faultd before us may still move pages, or count them. */
 	e = evictor_exclude(&d, 0);

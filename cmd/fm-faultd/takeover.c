@@ -18,6 +18,7 @@
 #include "evict.h"
 #include "log.h"
 #include "proc.h"
+#include "seal.h"
 
 #define PIDFD_THREAD_FLAG O_EXCL /* PIDFD_THREAD, Linux 6.9 */
 
@@ -406,6 +407,20 @@ uint32_t sealing_of(const struct faultd *d)
 	return d->store_options.no_seal ? FM_SEALING_OFF : FM_SEALING_ON;
 }
 
+uint64_t key_print_of(const struct faultd *d)
+{
+	char why[FM_KEY_WHY];
+	struct fm_key *key;
+	uint64_t print;
+
+	/* Not made here. */
+	if (!d->store_options.key_file || access(d->store_options.key_file, F_OK) < 0 || fm_key_open(d->store_options.key_file, &key, why))
+		return 0;
+	print = fm_key_print(key);
+	fm_key_close(key);
+	return print;
+}
+
 /* May pages that were stored under the one URI be found under the other? Servers come and go, and have several names; a folder is one. */
 static bool same_store(const char *a, const char *b)
 {
@@ -430,6 +445,7 @@ int daemon_state_check(const struct faultd *d, char *why)
 	int fd = openat(d->run_fd, FM_DAEMON_STATE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW), e = 0;
 	ssize_t n = s && fd >= 0 ? pread(fd, s, sizeof *s, 0) : 0;
 	uint32_t sealing = s ? s->cluster.sealing : 0;
+	uint64_t print = 0;
 
 	if (fd >= 0)
 		close(fd);
@@ -449,6 +465,9 @@ int daemon_state_check(const struct faultd *d, char *why)
 	} else if (sealing && sealing != sealing_of(d)) {
 		snprintf(why, FM_STORE_WHY, "--no-seal: %s: pages of the regions there are were stored %s it", sealing == FM_SEALING_OFF ? "missing" : "given",
 			 sealing == FM_SEALING_OFF ? "with" : "without");
+		e = -EINVAL;
+	} else if (s->key_print && (print = key_print_of(d)) != 0 && print != s->key_print) {
+		snprintf(why, FM_STORE_WHY, "--key-file: %.150s: is not the key that pages of the regions there are sealed with", d->store_options.key_file);
 		e = -EINVAL;
 	}
 	free(s);

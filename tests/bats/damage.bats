@@ -144,6 +144,28 @@ begin_memcached() {
 	done
 }
 
+@test "another key than that of the regions there are: refused, also by --takeover, and nothing is lost" {
+	local other
+	begin_memcached
+	head -c 32 /dev/urandom > "$FM_TMP/other.key"
+	chmod 600 "$FM_TMP/other.key"
+	# With nobody there, and with one that runs.
+	for other in 1 2; do
+		run -1 "$FM_BIN/fm-faultd" --run-dir "$FM_RUN_DIR" --store "memcached:$(addresses a)" --key-file "$FM_TMP/other.key" --takeover
+		[ "${#lines[@]}" -eq 1 ]
+		[[ $output == *"--key-file: $FM_TMP/other.key: is not the key that pages of the regions there are sealed with" ]]
+		[ "$other" = 2 ] || start_faultd --local 256p --store "memcached:$(addresses a)"
+	done
+	alive "$FAULTD_PID"
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 2048 ]
+	lost_end one
+	wait_for 10 no_regions
+	stop_faultd
+	start_faultd --store "memcached:$(addresses a)" --key-file "$FM_TMP/other.key"
+	stop_faultd
+}
+
 @test "daemon.state of another version: refused and left alone while there are regions" {
 	local before
 	begin_memcached

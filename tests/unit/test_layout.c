@@ -132,6 +132,7 @@
 	F(fm_daemon_shm, store_servers, 744, 8) \
 	F(fm_daemon_shm, cluster, 768, 21824) \
 	F(fm_daemon_shm, registry, 22592, 48) \
+	F(fm_daemon_shm, key_print, 22640, 8) \
 	S(fm_daemon_shm, 22656) \
 	F(fm_registry_shm, configured, 0, 8) \
 	F(fm_registry_shm, here, 8, 8) \
