@@ -143,6 +143,15 @@ bool fm_cluster_in_use(const struct fm_cluster_shm *c, unsigned slot)
 	return false;
 }
 
+unsigned fm_cluster_members(const struct fm_cluster_shm *c)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < atomic_load(&c->nservers) && i < FM_SERVERS; i++)
+		n += atomic_load(&c->server[i].role) == FM_SERVER_MEMBER;
+	return n;
+}
+
 int fm_cluster_find(const struct fm_cluster_shm *c, const char *address)
 {
 	for (unsigned i = 0; i < atomic_load(&c->nservers); i++)

@@ -129,6 +129,9 @@ unsigned fm_cluster_epochs(const struct fm_cluster_shm *c);
 /* Does an epoch in use name the server in that slot? Then pages may lie there. Any thread, any process. */
 bool fm_cluster_in_use(const struct fm_cluster_shm *c, unsigned slot);
 
+/* How many servers take new pages. Any thread, any process. */
+unsigned fm_cluster_members(const struct fm_cluster_shm *c);
+
 /* The slot of a server by its address, or -1. */
 int fm_cluster_find(const struct fm_cluster_shm *c, const char *address);
 

@@ -356,6 +356,9 @@ static int change_server(const char *address, enum fm_server_role role)
 			say_who_is_behind(d.shm);
 		nanosleep(&nap, NULL);
 	}
+	if (fm_cluster_members(&d.shm->cluster) < fm_ld(&d.shm->cluster.replicas))
+		fm_warn("the store has %u servers for %u copies of each page: as many are kept", fm_cluster_members(&d.shm->cluster),
+			fm_ld(&d.shm->cluster.replicas));
 	fm_shmfile_daemon_unmap(&d);
 	return FM_EXIT_OK;
 }

@@ -77,6 +77,7 @@ struct membership {
 	bool known;            /* now is what it was last; else the registry never told */
 	bool absent;           /* the registry has none */
 	bool incomplete;       /* a member could not be taken into the table */
+	bool few;              /* there are fewer servers than copies of a page are wanted */
 	struct fm_members now;
 	uint64_t settled;      /* what the registry was told: see fm_registry_settled() */
 	uint64_t again_ns;     /* CLOCK_MONOTONIC: when to apply it once more; 0 not */

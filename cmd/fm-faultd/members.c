@@ -252,8 +252,24 @@ static void publish(struct faultd *d)
 	fm_registry_members_publish(d->registry, m->known ? &m->now : &first);
 }
 
+/* Fewer servers than copies: said when it begins, and when it ends. */
+static void check_copies(struct faultd *d)
+{
+	struct fm_cluster_shm *c = &d->daemon->cluster;
+	unsigned members = fm_cluster_members(c), replicas = atomic_load(&c->replicas);
+	bool few = atomic_load(&c->epoch_now) && members < replicas;
+
+	if (few && !d->membership.few)
+		fm_warn("--replicas: %u: the store has %u server%s that take%s pages: as many copies are kept", replicas, members, members == 1 ? "" : "s",
+			members == 1 ? "s" : "");
+	else if (!few && d->membership.few)
+		fm_warn("--replicas: %u: the store has as many servers again", replicas);
+	d->membership.few = few;
+}
+
 void members_tick(struct faultd *d)
 {
+	check_copies(d);
 	if (!members_wanted(d))
 		return;
 	if (d->membership.again_ns && fm_now_ns() > d->membership.again_ns)
@@ -278,6 +294,7 @@ void members_begin(struct faultd *d)
 		compare(d);
 		apply(d); /* again: to hear of what could not be resolved */
 	}
+	check_copies(d);
 	publish(d);
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bats
 # Placement epochs: servers that die for good, come back empty, join and leave, while every word of the memory is checked.
 
+bats_require_minimum_version 1.5.0
 load helper
 load memcached
 
@@ -158,6 +159,22 @@ nothing_lost() {
 	[ "$(lost_number right)" -eq 2048 ]
 	lost_end one
 	wait_for 10 mc_empty a b c
+	stop_faultd
+}
+
+@test "fewer servers than copies: said by who drains one, and by fm-faultd, as long as it is so" {
+	mc_start a
+	mc_start b
+	start_faultd --local 256p --store "memcached:$(addresses a b)" --replicas 2
+	run --separate-stderr timeout 60 "$FM_BIN/fm-evict" --drain-server "${MC_AT[b]}"
+	[ "$status" -eq 0 ]
+	# shellcheck disable=SC2154 # set by run
+	[ "$stderr" = 'fm-evict: the store has 1 servers for 2 copies of each page: as many are kept' ]
+	wait_for 10 grep -q -- '--replicas: 2: the store has 1 server that takes pages: as many copies are kept' "$FM_TMP/faultd.log"
+	run --separate-stderr timeout 60 "$FM_BIN/fm-evict" --add-server "${MC_AT[b]}"
+	[ "$status" -eq 0 ]
+	[ -z "$stderr" ]
+	wait_for 10 grep -q -- '--replicas: 2: the store has as many servers again' "$FM_TMP/faultd.log"
 	stop_faultd
 }
 
