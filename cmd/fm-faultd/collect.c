@@ -31,6 +31,8 @@
 #define LOST_NS    2000000000u           /* how often it is looked whether a host is back */
 #define MAX_SERVERS (FM_MC_SERVERS + FM_SERVERS)
 #define WATCHED    64                    /* hosts whose signs of life in a RAMCloud are remembered */
+#define TTL_MOST_S 3600
+#define AGAIN_NS   1000000000u           /* after a sign of life that could not be left */
 #define BEATS      3                     /* servers that get a sign of life */
 
 struct collector {
@@ -51,7 +53,8 @@ struct collector {
 	/* of a RAMCloud */
 	struct fm_rccollect *own; /* where our own sign of life goes; NULL: our store is another */
 	struct {
-		uint64_t host, beat, since_ns; /* its sign of life, and since when it is the same */
+		uint64_t host, beat, since_ns; /* its sign of life (0 none), and since when it is the same */
+		uint32_t ttl_s;                /* that it promised last; 0: it was never seen to */
 	} seen[WATCHED];
 	unsigned nseen;
 };
@@ -77,13 +80,13 @@ static void address_of(const struct fm_server_shm *shm, struct fm_mc_address *a)
 	a->sa_len = shm->sockaddr_len;
 }
 
-/* On members that are up, as far as is known: others look on every server of the membership. */
-static void beat(struct collector *c)
+/* On members that are up, as far as is known: others look on every server of the membership. Returns whether one has it, if there are any. */
+static bool beat(struct collector *c)
 {
 	unsigned done = 0, n = atomic_load(&c->cluster->nservers);
 
 	if (c->own)
-		fm_rccollect_beat(c->own, c->host_id, c->ttl_s, BEAT_MS);
+		return fm_rccollect_beat(c->own, c->host_id, c->ttl_s, BEAT_MS) == 0;
 	for (unsigned i = 0; i < n && i < FM_SERVERS && done < BEATS && !stopping(c); i++) {
 		const struct fm_server_shm *shm = &c->cluster->server[i];
 		struct fm_mc_address a;
@@ -93,6 +96,7 @@ static void beat(struct collector *c)
 		address_of(shm, &a);
 		done += fm_mccollect_beat(&a, c->host_id, c->ttl_s, BEAT_MS) == 0;
 	}
+	return done || !n;
 }
 
 /* A server that may have keys of a region. */
@@ -180,7 +184,10 @@ static bool give_up(void *arg)
 	return c->lost;
 }
 
-/* Has the host changed its sign of life for as long as it said it would? It is looked at again and again. -EBUSY, with why: not known yet. */
+/*
+ * Has the host changed its sign of life for as long as it said it would? It is looked at again and again. One that is not there is one that does
+ * not change: the host may live and leave it in a moment, for the table may have been lost or dropped. -EBUSY, with why: not known yet.
+ */
 static int stays_dead(struct collector *c, struct fm_rccollect *rc, uint64_t host, char *why)
 {
 	uint64_t beat = 0, now;
@@ -188,8 +195,6 @@ static int stays_dead(struct collector *c, struct fm_rccollect *rc, uint64_t hos
 	unsigned i = 0;
 	int r = fm_rccollect_beats(rc, host, BEAT_MS, &beat, &ttl_s);
 
-	if (r == 0)
-		return 0; /* it never left one */
 	snprintf(why, 256, "whether the host still reaches the store is not known yet");
 	if (r < 0)
 		return -EBUSY;
@@ -198,12 +203,19 @@ static int stays_dead(struct collector *c, struct fm_rccollect *rc, uint64_t hos
 		i++;
 	if (i == WATCHED)
 		i = c->nseen++ % WATCHED;
+	if (c->seen[i].host != host)
+		c->seen[i].ttl_s = 0;
 	if (c->seen[i].host != host || c->seen[i].beat != beat) {
 		c->seen[i].host = host;
 		c->seen[i].beat = beat;
 		c->seen[i].since_ns = now;
 	}
-	return now - c->seen[i].since_ns > (ttl_s > 3600 ? 3600 : ttl_s) * 1000000000ull ? 0 : -EBUSY;
+	if (r == 1)
+		c->seen[i].ttl_s = ttl_s > TTL_MOST_S ? TTL_MOST_S : ttl_s;
+	ttl_s = c->seen[i].ttl_s;
+	if (r == 0 && ttl_s < c->ttl_s)
+		ttl_s = c->ttl_s;
+	return now - c->seen[i].since_ns > ttl_s * 1000000000ull ? 0 : -EBUSY;
 }
 
 static int collect_ramcloud(struct collector *c, const struct fm_registry_claim *claim, char *why)
@@ -294,8 +306,9 @@ static void *collector_thread(void *arg)
 		struct timespec t;
 
 		if (fm_now_ns() >= beat_ns) {
-			beat_ns = fm_now_ns() + c->ttl_s * 250000000ull;
-			beat(c);
+			uint64_t begun = fm_now_ns();
+
+			beat_ns = beat(c) ? begun + c->ttl_s * 250000000ull : fm_now_ns() + AGAIN_NS;
 		}
 		one_region(c);
 		clock_gettime(CLOCK_MONOTONIC, &t);

@@ -353,12 +353,34 @@ second_said() {
 	wait_for 30 second_said 'not collected yet: whether the host still reaches the store'
 	sleep 6 # longer than its sign of life lasts: nothing must happen
 	run ! second_said collected:
+	# Nor when that is not there for a moment.
+	for _ in 1 2 3 4 5 6 7 8; do
+		rc drop fmhosts
+		sleep 0.7
+	done
+	run ! second_said collected:
 	lost_say one 60 check
 	[ "$(lost_number right)" -eq 512 ]
 	kill -KILL "$FAULTD_PID" "${LOST_PID[one]}"
+	# A host that never leaves one is dead in the end.
+	rc drop fmhosts
 	wait_for 60 second_said "host $host is gone: region ${table#fm}: collected"
 	[[ $(rc tables) != *"$table"* ]]
 	wait_for 20 zk_count z /fm/regions 0
+}
+
+hosts_are() {
+	[[ " $(rc tables) " == *" fmhosts:$1 "* ]]
+}
+
+@test "a sign of life that could not be left is left as soon as it can be" {
+	zk_start z
+	rc_start
+	rc nomasters 3000
+	start_faultd --store "ramcloud:$RC_AT" --local 256p --registry "$(zk_uri z)?grace=600"
+	wait_for 60 rc_did_some nomasters
+	wait_for 60 hosts_are 1 # the next is due in 150 s
+	stop_faultd
 }
 
 # --- bad input: one line, exit code 2 or 3

@@ -28,6 +28,7 @@ Commands (numbers are chances in 1000 unless said otherwise):
   rollover         both at once
   notready MS      the coordinator answers everything with RETRY for so long
   nomasters MS     CREATE_TABLE is answered with RETRY of half a second or more for so long
+  drop NAME        the table of that name is gone
   tables           names of the tables, and how many objects each has
   count            objects; stats: how often each thing was done
   locator          the coordinator's
@@ -223,11 +224,7 @@ class Cloud:
                 return struct.pack('<IQ', 2, 0)
             return struct.pack('<IQ', 0, self.tables[name])
         if op == 12:
-            table = self.tables.pop(name, None)
-            if table:
-                self.objects_n -= len(self.objects.pop(table))
-                del self.tablets[table]
-                self.count('drop')
+            self.drop_table(name)
             return struct.pack('<I', 0)
         if op == 18:
             table, = struct.unpack_from('<Q', body)
@@ -244,6 +241,13 @@ class Cloud:
             pb += b'\x11' + struct.pack('<Q', 1) + b'\x18\x00'
             return struct.pack('<II', 0, len(pb)) + pb
         return struct.pack('<I', 8)
+
+    def drop_table(self, name):
+        table = self.tables.pop(name, None)
+        if table:
+            self.objects_n -= len(self.objects.pop(table))
+            del self.tablets[table]
+            self.count('drop')
 
     def create(self, name, span):
         if name not in self.tables:
@@ -494,6 +498,8 @@ class Cloud:
             self.notready = now + int(w[1]) / 1000
         elif w[0] == 'nomasters':
             self.nomasters = now + int(w[1]) / 1000
+        elif w[0] == 'drop':
+            self.drop_table(w[1])
         elif w[0] == 'tables':
             return ' '.join('%s:%d' % (name, len(self.objects[t])) for name, t in sorted(self.tables.items())) or 'none'
         elif w[0] == 'count':
