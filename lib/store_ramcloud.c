@@ -34,7 +34,7 @@ static int rc_check(const char *uri, const struct fm_store_options *o, char *why
 	struct fm_rc_uri u;
 
 	if (o->replicas > 1) {
-		snprintf(why, FM_STORE_WHY, "--replicas: %u: RAMCloud keeps copies of its own (set them at the coordinator)", o->replicas);
+		snprintf(why, FM_STORE_WHY, "--replicas: %u: RAMCloud keeps copies of its own (--replicas of its servers)", o->replicas);
 		return -EINVAL;
 	}
 	return fm_rc_uri_parse(uri, &u, why);

@@ -401,7 +401,7 @@ refused() {
 	refused 2 'port' ramcloud:zk:a:99999
 	refused 2 'unknown option' 'ramcloud:zk:a:1?what=1'
 	refused 2 'span=1..256' 'ramcloud:zk:a:1?span=0'
-	refused 2 '--replicas: 2: RAMCloud keeps copies' ramcloud:zk:a:1 --replicas 2
+	refused 2 '--replicas: 2: RAMCloud keeps copies of its own (--replicas of its servers)' ramcloud:zk:a:1 --replicas 2
 }
 
 @test "unreachable, no such znode, not a RAMCloud: exit 3; --check says so" {
