@@ -123,6 +123,8 @@ static void do_deletes(struct fm_evictor *e, struct fm_evict_region *r)
 	uint32_t page;
 	unsigned n = 0;
 
+	if (fm_now_ns() < r->no_deletes_until_ns)
+		return;
 	while (n < FM_EVICT_BATCH && fm_queue_pop(r->deletes, &page)) {
 		uint64_t w = atomic_load(&r->map.words[page]);
 
@@ -142,6 +144,7 @@ static void do_deletes(struct fm_evictor *e, struct fm_evict_region *r)
 		if (req[i].result != FM_STORE_OK) {
 			fm_bump(&r->map.hdr->evict.store_errors, 1);
 			fm_queue_push(r->deletes, (uint32_t)req[i].page);
+			r->no_deletes_until_ns = fm_now_ns() + 100000000; /* what the store refuses at once must not keep us busy */
 			continue;
 		}
 		fm_bump(&r->map.hdr->evict.store_deletes, 1);

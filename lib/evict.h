@@ -43,6 +43,7 @@ struct fm_evict_region {
 	bool gone;                 /* the client's memory is gone: leave it alone */
 	bool draining;             /* see struct fm_view */
 	uint64_t stalled_until_ns; /* CLOCK_MONOTONIC: nothing could leave; try again then */
+	uint64_t no_deletes_until_ns; /* the store refused some */
 	uint64_t swept_ns;         /* last sweep */
 	uint64_t purge_at;         /* next page of fm_evict_purge() */
 	uint64_t move_at;          /* next page of fm_evict_move() */

@@ -77,9 +77,9 @@ static void drop_stale(struct fm_evictor *e, struct fm_evict_region *r, const st
 		if (v->was_clean)
 			continue;
 		if (v->acknowledged && !v->ours && !v->cooling)
-			req[n++] = (struct fm_store_req){.page = v->page, .gen = fm_word_gen(v->w), .epoch = fm_word_epoch(v->w)};
+			req[n++] = (struct fm_store_req){.page = v->page, .gen = fm_word_gen(v->w), .epoch = fm_word_epoch(v->w), .once = true};
 		else if (!v->acknowledged && v->old_gen)
-			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen, .epoch = v->old_epoch};
+			req[n++] = (struct fm_store_req){.page = v->page, .gen = v->old_gen, .epoch = v->old_epoch, .once = true};
 	}
 	if (n) {
 		FM_CRASH_POINT("mc-stale-begin");
@@ -139,8 +139,9 @@ void evict_put_end(struct fm_evictor *e, struct fm_evict_region *r, struct batch
 		evict_give_back(r, b, v);
 	}
 	fm_bump(&r->map.hdr->evict.store_puts, put);
-	if (by_gen)
-		drop_stale(e, r, b);
+	/* Before what may take long in a store that refuses. */
 	if (b->nreq)
 		store_flag(r, bad, bad ? 0 : FM_REGION_STORE_FULL | FM_REGION_STORE_DOWN);
+	if (by_gen)
+		drop_stale(e, r, b);
 }

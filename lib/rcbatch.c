@@ -50,10 +50,28 @@ static void again(struct item *i, uint64_t not_before_ns)
 	i->not_before_ns = not_before_ns;
 }
 
+/* Those of a request that was not answered, or not so that it could be understood. */
 static void all_again(struct rc_store *s, const struct rpc *r, unsigned from, uint64_t not_before_ns)
 {
-	for (unsigned k = from; k < r->n; k++)
+	for (unsigned k = from; k < r->n; k++) {
+		s->item[r->item[k]].unsure = true;
 		again(&s->item[r->item[k]], not_before_ns);
+	}
+}
+
+/*
+ * For want of room. A write may be done in a moment, and is given up when it was refused for some time. A remove costs room too, and is given up
+ * at once: it can be made up for at any time, and whoever waits for it has better to do in a full cluster.
+ */
+static void refused(struct rc_store *s, struct item *i, uint64_t again_ns, uint64_t now)
+{
+	i->full = s->kind == FM_RC_WRITE;
+	if (s->kind == FM_RC_REMOVE)
+		rc_settle(i, FM_STORE_DOWN);
+	else if (i->full && now - s->begun_ns > FULL_NS)
+		rc_settle(i, FM_STORE_FULL);
+	else
+		again(i, again_ns);
 }
 
 /* What a master says of one object. */
@@ -81,11 +99,7 @@ static void on_part(struct rc_store *s, struct item *i, const struct fm_rc_part 
 		again(i, now + AGAIN_NS);
 		break;
 	case FM_RC_RETRY:
-		i->full = s->kind == FM_RC_WRITE;
-		if (i->full && now - s->begun_ns > FULL_NS)
-			rc_settle(i, FM_STORE_FULL);
-		else
-			again(i, now + (AGAIN_NS << (i->refused < 5 ? i->refused++ : 5)));
+		refused(s, i, now + (AGAIN_NS << (i->refused < 5 ? i->refused++ : 5)), now);
 		break;
 	case FM_RC_NO_SPACE:
 		rc_settle(i, s->kind == FM_RC_WRITE ? FM_STORE_FULL : FM_STORE_DOWN);
@@ -100,19 +114,24 @@ static void on_refusal(struct rc_store *s, struct rpc *r, uint32_t status, const
 {
 	uint64_t at = now + 10 * MS;
 	uint32_t low, high;
+	bool full = false;
 
 	if (status == FM_RC_RETRY) {
 		fm_rc_retry(p, len, &low, &high);
 		at = now + fm_rc_cluster_delay(&s->cluster, low, high);
-		if (s->kind == FM_RC_WRITE && len > 16 && memmem(p + 16, len - 16, "capacity", 8))
-			for (unsigned k = 0; k < r->n; k++)
-				s->item[r->item[k]].full = true;
+		full = len > 16 && memmem(p + 16, len - 16, "capacity", 8);
 	} else {
 		fm_rc_cluster_stale(s->region->table, now);
 	}
 	if (status != FM_RC_UNKNOWN_TABLET)
 		r->server->not_before_ns = at;
-	all_again(s, r, 0, status == FM_RC_UNKNOWN_TABLET ? now + AGAIN_NS : at);
+	else
+		at = now + AGAIN_NS;
+	for (unsigned k = 0; k < r->n; k++)
+		if (full)
+			refused(s, &s->item[r->item[k]], at, now);
+		else
+			again(&s->item[r->item[k]], at);
 }
 
 int rc_on_master(void *arg, struct fm_rc_conn *conn, uint32_t tag, const unsigned char *p, size_t len)
@@ -285,6 +304,8 @@ void rc_finish(struct rc_store *s)
 	for (unsigned i = 0; i < BATCH; i++)
 		s->rpc[i].used = false;
 	for (unsigned i = 0; i < s->n; i++)
-		if (s->item[i].state != DONE)
+		if (s->item[i].state != DONE) {
+			s->item[i].unsure |= s->item[i].state == SENT;
 			rc_settle(&s->item[i], s->item[i].full ? FM_STORE_FULL : FM_STORE_DOWN);
+		}
 }

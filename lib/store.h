@@ -31,6 +31,7 @@ struct fm_store_req {
 	bool moving;        /* put: a copy of this very generation may be there by another epoch: when the put fails, delete nothing.
 			     * delete: only from the servers of epoch that are none of old_epoch's */
 	bool may_return;    /* get, out: LOST only because a server is taken for dead, or is not known: it may come back, and have it */
+	bool once;          /* delete: nobody asks again: what cannot be deleted now is the store's to delete later, if it can */
 	void *buf;      /* 4096 bytes: filled by get, read by put, unused by delete */
 	/*
 	 * moving: the page is stored again under the generation that it has, and must be sealed to the very bytes that it was (seal.h). get: 4096 bytes where a

@@ -294,8 +294,8 @@ static void sweep_junk(struct rc_store *s)
 	sweep(s);
 }
 
-/* Copies that no word will name: those before; and the new ones that may have been written after all, when that failed. */
-static void delete_stale(struct rc_store *s, uint64_t region, const struct fm_store_req *r, unsigned n)
+/* Copies that no word will name: those before; and the new ones that may have been written after all (unsure), when that failed. */
+static void delete_stale(struct rc_store *s, uint64_t region, const struct fm_store_req *r, const bool *unsure, unsigned n)
 {
 	rc_begin(s, region, FM_RC_REMOVE);
 	for (unsigned i = 0; i < n; i++) {
@@ -307,7 +307,7 @@ static void delete_stale(struct rc_store *s, uint64_t region, const struct fm_st
 			continue;
 		if (r[i].old_gen)
 			rc_add_item(s, r[i].page, r[i].old_gen, NULL);
-		if (r[i].result != FM_STORE_OK)
+		if (r[i].result != FM_STORE_OK && unsure[i])
 			rc_add_item(s, r[i].page, r[i].gen, NULL);
 	}
 	if (s->n)
@@ -342,6 +342,7 @@ static void rc_put_end(struct fm_store *store)
 {
 	struct rc_store *s = (struct rc_store *)store;
 	struct fm_store_req *r = s->put;
+	bool unsure[BATCH], full = false;
 	unsigned n = s->nput;
 
 	s->put = NULL;
@@ -351,10 +352,14 @@ static void rc_put_end(struct fm_store *store)
 	fm_rc_cluster_begin(&s->cluster);
 	s->begun_ns = fm_rc_now();
 	rc_finish(s);
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < n; i++) {
 		r[i].result = s->item[i].result;
-	delete_stale(s, s->region->id, r, n);
-	sweep_junk(s);
+		unsure[i] = s->item[i].unsure;
+		full |= r[i].result == FM_STORE_FULL;
+	}
+	delete_stale(s, s->region->id, r, unsure, n);
+	if (!full)
+		sweep_junk(s);
 }
 
 static void rc_put(struct fm_store *store, uint64_t region, struct fm_store_req *r, unsigned n)
@@ -379,8 +384,11 @@ static void rc_del(struct fm_store *store, uint64_t region, struct fm_store_req 
 		for (unsigned i = 0; i < k; i++)
 			rc_add_item(s, r[at + i].page, r[at + i].gen, NULL);
 		rc_finish(s);
-		for (unsigned i = 0; i < k; i++)
+		for (unsigned i = 0; i < k; i++) {
 			r[at + i].result = s->item[i].result;
+			if (r[at + i].result != FM_STORE_OK && r[at + i].once)
+				keep_junk(s->region, r[at + i].page, r[at + i].gen);
+		}
 	}
 }
 

@@ -41,6 +41,7 @@ struct item {
 	int value_len;      /* PUT: of value[] */
 	enum state state;
 	bool full;          /* PUT: refused for want of room */
+	bool unsure;        /* PUT: it may have been written, whatever the result */
 	unsigned refused;   /* times that its server said RETRY */
 	unsigned wrong;     /* GET: values that were not this page's */
 	uint64_t not_before_ns;

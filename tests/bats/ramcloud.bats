@@ -239,6 +239,61 @@ tortured() {
 	stop_faultd
 }
 
+# full_at_once: a cluster that is full and refuses removes as well stalls nobody: the region says so, and the evictor goes on to other pages, long before
+# any timeout.
+full_at_once() {
+	rc_start
+	rc_options='?timeout=30000' rc_faultd
+	torture_start 600 --size $((4 << 20)) --name full
+	wait_for 60 rc_has 300
+	rc set full 1 "$@"
+	wait_for 20 has_flag full store_full
+	puts=$(region_stat full store_errors)
+	wait_for 20 has_errors full $((puts + 300))
+	rc set full 0
+	wait_for 20 lacks_flag full store_full
+	gets=$(region_stat full store_gets)
+	wait_for 20 has_gets full $((gets + 100))
+	kill -KILL "$TORTURE_PID"
+	wait_for 60 no_regions
+	rc_clean
+	stop_faultd
+}
+has_gets() {
+	[ "$(region_stat "$1" store_gets)" -ge "$2" ]
+}
+has_errors() {
+	[ "$(region_stat "$1" store_errors)" -ge "$2" ]
+}
+
+@test "a full cluster that refuses removes too: nobody waits for them" {
+	full_at_once fullrm 1
+	rc_did_some fullrm
+}
+
+@test "a full cluster: pages that are stored come and go, past those that must stay" {
+	rc_start
+	rc_options='?timeout=30000' rc_faultd
+	lost_start l --size $((8 << 20)) --seed 9
+	lost_say l 100 fill
+	lost_say l 100 check
+	rc set full 1 fullrm 1
+	lost_say l 60 'churn 100 2048' # some 50 of 512 must stay
+	lost_say l 60 check
+	[[ $LOST_SAID =~ ' 2048 right, 0 lost, 0 wrong' ]]
+	rc_did_some full
+	rc set full 0
+	lost_end l
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "a full cluster that refuses whole requests" {
+	full_at_once fullrm 1 capacity 1
+	rc_did_some capacity
+}
+
 # --- what is lost, and what waits
 
 @test "a master dies without replicas: its pages are lost, no other" {

@@ -16,6 +16,7 @@ Commands (numbers are chances in 1000 unless said otherwise):
                    late: close the connection at once, and execute its writes and removes only later
                    silent: never answer (pings neither)
                    full 0|1: refuse every write for want of room; limit N: refuse them beyond N objects (0: no limit)
+                   fullrm 1: while they are, refuse removes too; capacity 1: refuse whole requests of them, with a delay of 1 to 2 ms
                    corrupt: change one byte of a value that is read
   split            give every second tablet of each table to the next master
   kill N           master N dies; for `detect` ms (set) the coordinator does not know, then its tablets recover, without an owner, for
@@ -104,6 +105,7 @@ class Cloud:
         self.sel = selectors.DefaultSelector()
         self.random = random.Random(int.from_bytes(os.urandom(8), 'little'))
         self.faults = dict.fromkeys('reorder retry partretry unknown cut short fewer huge junk stray lost late silent full limit '
+                                    'fullrm capacity '
                                     'corrupt'.split(), 0)
         self.faults['recovery'] = 500
         self.faults['detect'] = 0
@@ -280,6 +282,9 @@ class Cloud:
         if self.chance('retry'):
             return retry(200, 3000, b'busy')
         count, kind = struct.unpack_from('<II', body)
+        if self.faults['capacity'] and self.is_full() and (kind == 3 or (kind == 2 and self.faults['fullrm'])):
+            self.count('capacity')
+            return retry(1000, 2000, b'Memory capacity exceeded')
         # Stock clients send no more than 20; a server puts each on the stack of a thread.
         if kind not in (1, 2, 3) or not 1 <= count <= (20 if kind == 3 else 64):
             self.count('bad')
@@ -315,6 +320,9 @@ class Cloud:
             out += self.one(n, kind, table, key, value)
         return out
 
+    def is_full(self):
+        return self.faults['full'] or (self.faults['limit'] and self.objects_n >= self.faults['limit'])
+
     def one(self, n, kind, table, key, value):
         status, version, blob = 0, 0, b''
         owner = None
@@ -337,11 +345,14 @@ class Cloud:
             else:
                 status = 3
         elif kind == 2:
+            if self.faults['fullrm'] and self.is_full():
+                self.count('fullrm')
+                return struct.pack('<IQ', 17, 0)
             found = self.objects[table].pop(key, None)
             if found:
                 self.objects_n -= 1
                 version = found[1]
-        elif self.faults['full'] or (self.faults['limit'] and self.objects_n >= self.faults['limit']):
+        elif self.is_full():
             self.count('full')
             status = 17
         else:
