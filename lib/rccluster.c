@@ -146,28 +146,51 @@ static struct fm_rc_server *server_at(struct fm_rc_cluster *c, const struct fm_r
 	return v;
 }
 
-bool fm_rc_cluster_usable(struct fm_rc_cluster *c, struct fm_rc_server *v, uint64_t now)
+/*
+ * Where is it, now that it has no connection? A name may mean another address whenever the connection was lost, and is looked up anew; until that is
+ * known the old address is tried, and when the name service fails it is all there is.
+ */
+static void look_up(struct fm_rc_server *v, uint64_t now)
 {
+	struct sockaddr_in address;
 	char why[FM_RC_WHY];
 	int e;
 
-	(void)c;
-	if (now < v->not_before_ns)
-		return false;
-	if (!v->known) {
-		if (!v->lookup)
-			v->lookup = fm_rc_lookup_start(NULL, NULL, &v->place);
-		e = v->lookup ? fm_rc_lookup_poll(v->lookup, &v->conn.address, why) : -ENOMEM;
-		if (e == -EINPROGRESS)
-			return false;
-		fm_rc_lookup_drop(v->lookup);
-		v->lookup = NULL;
-		v->known = e == 0;
-		if (e)
-			v->not_before_ns = now + 1000 * MS;
-		return v->known && fm_rc_conn_usable(&v->conn, now);
+	if (!v->lookup) {
+		if ((v->known && v->losses == v->conn.losses) || now < v->lookup_ns)
+			return;
+		v->losses = v->conn.losses;
+		if (fm_rc_numeric(&v->place, &address) == 0)
+			return;
+		v->lookup = fm_rc_lookup_start(NULL, NULL, &v->place);
 	}
-	return fm_rc_conn_usable(&v->conn, now);
+	e = v->lookup ? fm_rc_lookup_poll(v->lookup, &address, why) : -ENOMEM;
+	if (e == -EINPROGRESS)
+		return;
+	fm_rc_lookup_drop(v->lookup);
+	v->lookup = NULL;
+	if (e) {
+		v->lookup_ns = now + 1000 * MS;
+		if (!v->known)
+			v->not_before_ns = v->lookup_ns;
+		v->losses = v->conn.losses - 1; /* it is not looked up yet */
+		return;
+	}
+	v->losses = v->conn.losses;
+	v->known = true;
+	if (address.sin_addr.s_addr != v->conn.address.sin_addr.s_addr) {
+		v->conn.retry_ns = v->conn.failures = 0; /* another one: nothing is held against it */
+		v->not_before_ns = 0;
+	}
+	v->conn.address = address;
+}
+
+bool fm_rc_cluster_usable(struct fm_rc_cluster *c, struct fm_rc_server *v, uint64_t now)
+{
+	(void)c;
+	if (v->conn.state == FM_RC_CLOSED)
+		look_up(v, now);
+	return now >= v->not_before_ns && v->known && fm_rc_conn_usable(&v->conn, now);
 }
 
 /* --- the coordinator's answers */

@@ -25,6 +25,8 @@ struct fm_rc_server {
 	struct fm_rc_place place;
 	bool known;                  /* conn's address is set */
 	struct fm_rc_lookup *lookup; /* of its name */
+	uint64_t lookup_ns;          /* do not look it up before */
+	uint64_t losses;             /* conn's, when it was looked up */
 	uint64_t not_before_ns;      /* it asked to be left alone until then; or its name cannot be resolved */
 	struct fm_rc_conn conn;
 };

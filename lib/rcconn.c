@@ -56,6 +56,7 @@ void fm_rc_conn_fail(struct fm_rc_conn *c, int error, fm_rc_handler *h, void *ar
 	hang_up(c);
 	c->error = error;
 	c->failures++;
+	c->losses++;
 	c->retry_ns = fm_rc_now() + rest_ms * 1000000;
 	memcpy(lost, c->pending, n * sizeof lost[0]);
 	c->npending = 0;

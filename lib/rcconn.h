@@ -33,6 +33,7 @@ struct fm_rc_conn {
 	enum fm_rc_state state;
 	int error;          /* -errno of the last failure; 0: none since it last spoke */
 	unsigned failures;  /* in a row */
+	uint64_t losses;    /* all of them */
 	uint64_t retry_ns;  /* CLOCK_MONOTONIC: no new attempt before */
 	uint64_t heard_ns;  /* last byte, either way */
 	uint64_t nonce;     /* of the last request */
