@@ -75,10 +75,8 @@ static void refused(struct rc_store *s, struct item *i, uint64_t again_ns, uint6
 }
 
 /* What a master says of one object. */
-static void on_part(struct rc_store *s, struct item *i, const struct fm_rc_part *part, uint64_t now)
+static void on_part(struct rc_store *s, const struct rpc *r, struct item *i, const struct fm_rc_part *part, uint64_t now)
 {
-	struct fm_rc_table *t = s->region->table;
-
 	switch (part->status) {
 	case FM_RC_OK:
 		if (s->kind != FM_RC_READ ||
@@ -95,7 +93,7 @@ static void on_part(struct rc_store *s, struct item *i, const struct fm_rc_part 
 		break;
 	case FM_RC_UNKNOWN_TABLET:
 	case FM_RC_NO_TABLE:
-		fm_rc_cluster_stale(t, now);
+		fm_rc_cluster_denied(s->region->table, r->map, i->hash);
 		again(i, now + AGAIN_NS);
 		break;
 	case FM_RC_RETRY:
@@ -121,7 +119,8 @@ static void on_refusal(struct rc_store *s, struct rpc *r, uint32_t status, const
 		at = now + fm_rc_cluster_delay(&s->cluster, low, high);
 		full = len > 16 && memmem(p + 16, len - 16, "capacity", 8);
 	} else {
-		fm_rc_cluster_stale(s->region->table, now);
+		for (unsigned k = 0; k < r->n; k++)
+			fm_rc_cluster_denied(s->region->table, r->map, s->item[r->item[k]].hash);
 	}
 	if (status != FM_RC_UNKNOWN_TABLET)
 		r->server->not_before_ns = at;
@@ -163,7 +162,7 @@ int rc_on_master(void *arg, struct fm_rc_conn *conn, uint32_t tag, const unsigne
 	if (e == 0 && parts.left > r->n)
 		e = -EPROTO;
 	while (e == 0 && (e = fm_rc_multi_next(&parts, &part)) == 1) {
-		on_part(s, &s->item[r->item[k++]], &part, now);
+		on_part(s, r, &s->item[r->item[k++]], &part, now);
 		e = 0;
 		if (k == r->n)
 			return 0;
@@ -197,7 +196,7 @@ static void send_some(struct rc_store *s, struct fm_rc_server *v)
 
 	if (k == BATCH)
 		return;
-	*r = (struct rpc){.server = v};
+	*r = (struct rpc){.server = v, .map = s->region->table->map};
 	for (unsigned i = 0; i < s->n && r->n < most; i++)
 		if (s->item[i].server == v) {
 			r->item[r->n++] = (uint8_t)i;

@@ -116,6 +116,20 @@ void fm_rc_cluster_stale(struct fm_rc_table *t, uint64_t not_before_ns)
 		t->fetch_ns = not_before_ns;
 }
 
+void fm_rc_cluster_denied(struct fm_rc_table *t, uint64_t map, uint64_t hash)
+{
+	if (map != t->map || !t->fresh)
+		return;
+	t->denied = true;
+	if (t->misses == 0) { /* the map may just be old */
+		t->fresh = false;
+		return;
+	}
+	for (unsigned i = 0; i < t->n; i++)
+		if (hash >= t->range[i].start && hash <= t->range[i].end)
+			t->range[i].server = NULL;
+}
+
 bool fm_rc_cluster_owner(const struct fm_rc_table *t, uint64_t hash, struct fm_rc_server **out)
 {
 	for (unsigned i = 0; i < t->n; i++)
@@ -238,7 +252,9 @@ static int take_map(struct fm_rc_cluster *c, struct fm_rc_table *t, const unsign
 	t->range = range;
 	t->n = n;
 	t->fresh = true;
-	t->misses = t->gaps ? t->misses + 1 : 0;
+	t->map++;
+	t->misses = t->gaps || t->denied ? t->misses + 1 : 0;
+	t->denied = false;
 	/* The next one, should this be wrong: not at once. */
 	t->fetch_ns = now + (t->misses > 4 ? GAP_MAX_NS : GAP_NS << t->misses);
 	return 0;

@@ -43,6 +43,8 @@ struct fm_rc_table {
 	bool absent;         /* the coordinator says: there is no such table */
 	bool fresh;          /* the map can be used */
 	bool gaps;           /* ... but some tablet has no master now */
+	bool denied;         /* since it was taken a master said that a tablet is not its own */
+	uint64_t map;        /* its number */
 	uint64_t fetch_ns;   /* CLOCK_MONOTONIC: do not ask for the map before */
 	unsigned misses;     /* maps in a row that were of no use */
 	struct fm_rc_range *range;
@@ -97,6 +99,11 @@ void fm_rc_cluster_forget(struct fm_rc_cluster *c, struct fm_rc_table *t);
 bool fm_rc_cluster_need(struct fm_rc_cluster *c, struct fm_rc_table *t, bool create);
 /* t's map was wrong, or has a gap. */
 void fm_rc_cluster_stale(struct fm_rc_table *t, uint64_t not_before_ns);
+/*
+ * The master that has that hash by t's map of that number says that it has not. Once: the map is asked for anew. When it still says so, then nobody has
+ * that tablet for the time being, whatever the map says: other tablets go on.
+ */
+void fm_rc_cluster_denied(struct fm_rc_table *t, uint64_t map, uint64_t hash);
 /* Who has that hash by t's fresh map? Returns false when the map has no such hash; *out NULL: nobody just now. */
 bool fm_rc_cluster_owner(const struct fm_rc_table *t, uint64_t hash, struct fm_rc_server **out);
 /* Can the master be asked now? Looks its name up when need be. */

@@ -52,6 +52,7 @@ struct item {
 struct rpc {
 	bool used;
 	struct fm_rc_server *server;
+	uint64_t map; /* number of the map by which it is that server's */
 	unsigned n;
 	uint8_t item[PER_MOST];
 };

@@ -239,6 +239,44 @@ tortured() {
 	stop_faultd
 }
 
+# Maps are asked for seven times a second at most by each of a daemon's threads, while a tablet has no master.
+# maps_from; sleep; maps_spaced: since maps_from
+maps_from() {
+	maps=$(rc_did config) maps_us=${EPOCHREALTIME/./}
+}
+maps_spaced() {
+	local n=$(($(rc_did config) - maps)) ms=$(((${EPOCHREALTIME/./} - maps_us) / 1000))
+	echo "$n maps in $ms ms"
+	[ "$n" -gt 2 ]
+	[ "$n" -lt $((20 + ms * 40 / 1000)) ]
+}
+
+@test "a master that denies a tablet which the map says is its own: its pages wait, others' do not; the map is not asked for all the time" {
+	rc_start 3
+	rc_options='?timeout=30000' rc_faultd
+	lost_start l --size $((8 << 20)) --seed 8
+	lost_say l 100 fill
+	wait_for 60 rc_has 1500
+	rc set deny 1
+	gets=$(region_stat l store_gets)
+	lost_send l check
+	wait_for 20 has_flag l store_down # and not in a minute
+	maps_from
+	sleep 3
+	maps_spaced
+	unanswered l
+	[ "$(region_stat l store_gets)" -gt "$gets" ]
+	rc_did_some deny
+	rc set deny 0
+	lost_answer l 100
+	[[ $LOST_SAID =~ ' 2048 right, 0 lost, 0 wrong' ]]
+	wait_for 20 lacks_flag l store_down
+	lost_end l
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
 # full_at_once: a cluster that is full and refuses removes as well stalls nobody: the region says so, and the evictor goes on to other pages, long before
 # any timeout.
 full_at_once() {

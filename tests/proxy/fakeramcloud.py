@@ -8,7 +8,7 @@ Commands (numbers are chances in 1000 unless said otherwise):
 
   set NAME VALUE   reorder: hold a reply back and let later ones overtake it
                    retry: answer a whole request with RETRY and a delay; partretry: one object of a request
-                   unknown: answer one object with UNKNOWN_TABLET
+                   unknown: answer one object with UNKNOWN_TABLET; deny N: master N says so of all, though the map names it (0: none)
                    cut: close the connection in the middle of a reply; short: end the reply's payload early; fewer: answer fewer objects
                    huge: announce a reply of more bytes than there may be; junk: a reply of random bytes
                    stray: answer twice; nobody asked for the second reply
@@ -105,7 +105,7 @@ class Cloud:
         self.sel = selectors.DefaultSelector()
         self.random = random.Random(int.from_bytes(os.urandom(8), 'little'))
         self.faults = dict.fromkeys('reorder retry partretry unknown cut short fewer huge junk stray lost late silent full limit '
-                                    'fullrm capacity '
+                                    'fullrm capacity deny '
                                     'corrupt'.split(), 0)
         self.faults['recovery'] = 500
         self.faults['detect'] = 0
@@ -329,7 +329,10 @@ class Cloud:
         if table in self.tablets:
             h = key_hash(table, key)
             owner = next(t[2] for t in self.tablets[table] if t[0] <= h <= t[1])
-        if owner != n or self.chance('unknown'):
+        if owner == n == self.faults['deny']:
+            self.count('deny')
+            status = 1
+        elif owner != n or self.chance('unknown'):
             self.count('foreign')
             status = 1
         elif self.chance('partretry'):
