@@ -32,9 +32,14 @@ void rc_begin(struct rc_store *s, uint64_t region, enum fm_rc_multi kind)
 	s->region = rc_region_of(s, region);
 	s->kind = kind;
 	s->n = 0;
-	s->begun_ns = fm_rc_now();
 	if (s->region)
 		s->region->table->absent = false; /* it may have been made since */
+}
+
+void rc_call(struct rc_store *s)
+{
+	s->begun_ns = fm_rc_now();
+	s->deadline_ns = s->begun_ns + 2 * s->cluster.coord.timeout_ns;
 	fm_rc_cluster_begin(&s->cluster);
 }
 
@@ -279,7 +284,7 @@ uint64_t rc_pump(struct rc_store *s)
 
 void rc_finish(struct rc_store *s)
 {
-	uint64_t deadline = s->begun_ns + 2 * s->cluster.coord.timeout_ns, patience, next, now;
+	uint64_t patience, next, now;
 
 	patience = s->kind == FM_RC_READ ? PATIENCE_NS : PUT_PATIENCE_NS;
 	for (;;) {
@@ -291,11 +296,11 @@ void rc_finish(struct rc_store *s)
 			waiting += s->item[i].state == WAIT;
 		}
 		now = fm_rc_now();
-		if ((!sent && !waiting) || now >= deadline)
+		if ((!sent && !waiting) || now >= s->deadline_ns)
 			break;
 		if (!sent && next != UINT64_MAX && next > now + patience)
 			break;
-		fm_rc_cluster_wait(&s->cluster, next < deadline ? next : deadline);
+		fm_rc_cluster_wait(&s->cluster, next < s->deadline_ns ? next : s->deadline_ns);
 	}
 	/* What is still under way is read and thrown away when it comes. */
 	for (struct fm_rc_server *v = s->cluster.servers; v; v = v->next)

@@ -237,6 +237,7 @@ static void rc_get(struct fm_store *store, uint64_t region, struct fm_store_req 
 {
 	struct rc_store *s = (struct rc_store *)store;
 
+	rc_call(s);
 	for (unsigned at = 0; at < n; at += BATCH) {
 		unsigned k = n - at < BATCH ? n - at : BATCH;
 
@@ -323,6 +324,7 @@ static void rc_put_begin(struct fm_store *store, uint64_t region, struct fm_stor
 	all(r, n, FM_STORE_DOWN);
 	if (!s->value)
 		s->value = malloc(BATCH * sizeof *s->value);
+	rc_call(s);
 	rc_begin(s, region, FM_RC_WRITE);
 	if (!s->region || !s->value) {
 		s->region = NULL;
@@ -349,8 +351,7 @@ static void rc_put_end(struct fm_store *store)
 	s->nput = 0;
 	if (!r || !s->region)
 		return;
-	fm_rc_cluster_begin(&s->cluster);
-	s->begun_ns = fm_rc_now();
+	rc_call(s); /* its caller did something else meanwhile */
 	rc_finish(s);
 	for (unsigned i = 0; i < n; i++) {
 		r[i].result = s->item[i].result;
@@ -358,7 +359,8 @@ static void rc_put_end(struct fm_store *store)
 		full |= r[i].result == FM_STORE_FULL;
 	}
 	delete_stale(s, s->region->id, r, unsure, n);
-	if (!full)
+	/* Only when all went well is there time for those of before. */
+	if (!full && fm_rc_now() < s->deadline_ns)
 		sweep_junk(s);
 }
 
@@ -374,6 +376,7 @@ static void rc_del(struct fm_store *store, uint64_t region, struct fm_store_req 
 {
 	struct rc_store *s = (struct rc_store *)store;
 
+	rc_call(s);
 	for (unsigned at = 0; at < n; at += BATCH) {
 		unsigned k = n - at < BATCH ? n - at : BATCH;
 

@@ -74,7 +74,7 @@ struct rc_store {
 	/* of the batch that runs */
 	struct rc_region *region;
 	enum fm_rc_multi kind;
-	uint64_t begun_ns;
+	uint64_t begun_ns, deadline_ns; /* of the call, which may be of several batches */
 	unsigned n;
 	struct item item[BATCH];
 	struct rpc rpc[BATCH];
@@ -87,6 +87,8 @@ struct rc_store {
 /* The region of that id, made when it is new; NULL: no memory. */
 struct rc_region *rc_region_of(struct rc_store *s, uint64_t id);
 
+/* A call begins: it ends within twice the timeout, whatever batches it is of. Silences from before do not count. */
+void rc_call(struct rc_store *s);
 /* Begin an empty batch; s->region is NULL when there is no memory for it. Then add its objects: at most BATCH. */
 void rc_begin(struct rc_store *s, uint64_t region, enum fm_rc_multi kind);
 void rc_add_item(struct rc_store *s, uint64_t page, uint64_t gen, void *buf);
