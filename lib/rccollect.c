@@ -18,6 +18,7 @@ struct fm_rccollect {
 	/* of the one request under way */
 	enum fm_rc_multi kind;
 	unsigned char value[VALUE];
+	uint64_t hash, map; /* of its key; number of the map by which it was sent */
 	int result; /* -EINPROGRESS: no answer yet; -EAGAIN: ask again */
 };
 
@@ -36,28 +37,48 @@ static uint64_t get(const unsigned char *p, unsigned bytes)
 	return v;
 }
 
+/* Leave that master alone until at_ns. */
+static void rest(struct fm_rccollect *c, const struct fm_rc_conn *conn, uint64_t at_ns)
+{
+	for (struct fm_rc_server *v = c->cluster.servers; v; v = v->next)
+		if (&v->conn == conn)
+			v->not_before_ns = at_ns;
+}
+
 static int on_reply(void *arg, struct fm_rc_conn *conn, uint32_t tag, const unsigned char *p, size_t len)
 {
 	struct fm_rccollect *c = arg;
+	uint64_t now = fm_rc_now();
 	struct fm_rc_parts parts;
 	struct fm_rc_part part;
-	uint32_t status;
+	uint32_t status, low, high;
 
-	(void)conn;
 	(void)tag;
 	c->result = -EAGAIN;
-	if (!p || fm_rc_status(p, len, &status) || status != FM_RC_OK || fm_rc_multi_reply(&parts, p, len, c->kind) ||
-	    fm_rc_multi_next(&parts, &part) != 1) {
+	if (!p) {
 		fm_rc_cluster_stale(c->hosts, 0);
 		return 0;
 	}
+	if (fm_rc_status(p, len, &status))
+		return -EPROTO;
+	if (status == FM_RC_RETRY) {
+		fm_rc_retry(p, len, &low, &high);
+		rest(c, conn, now + fm_rc_cluster_delay(&c->cluster, low, high));
+		return 0;
+	}
+	part.status = status;
+	if (status == FM_RC_OK && (fm_rc_multi_reply(&parts, p, len, c->kind) || fm_rc_multi_next(&parts, &part) != 1))
+		return -EPROTO;
 	if (part.status == FM_RC_OK && c->kind == FM_RC_READ && part.value_len == VALUE) {
 		memcpy(c->value, part.value, VALUE);
 		c->result = 1;
 	} else if (part.status == FM_RC_NO_OBJECT || (part.status == FM_RC_OK && c->kind == FM_RC_WRITE)) {
 		c->result = 0;
 	} else {
-		fm_rc_cluster_stale(c->hosts, 0);
+		if (part.status != FM_RC_UNKNOWN_TABLET)
+			rest(c, conn, now + AGAIN);
+		if (part.status != FM_RC_RETRY)
+			fm_rc_cluster_denied(c->hosts, c->map, c->hash);
 	}
 	return 0;
 }
@@ -104,8 +125,11 @@ static void send_one(struct fm_rccollect *c, const unsigned char key[KEY])
 	uint64_t now = fm_rc_now();
 	unsigned char *to;
 
-	if (!fm_rc_cluster_owner(c->hosts, fm_rc_key_hash(c->hosts->id, key, KEY), &v) || !v) {
-		fm_rc_cluster_stale(c->hosts, now + AGAIN);
+	c->hash = fm_rc_key_hash(c->hosts->id, key, KEY);
+	c->map = c->hosts->map;
+	if (!fm_rc_cluster_owner(c->hosts, c->hash, &v) || !v) {
+		if (now >= c->hosts->fetch_ns)
+			fm_rc_cluster_stale(c->hosts, now);
 		return;
 	}
 	to = fm_rc_cluster_usable(&c->cluster, v, now) ? fm_rc_conn_ask(&v->conn, 0, len) : NULL;

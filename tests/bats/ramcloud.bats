@@ -54,6 +54,7 @@ rc_clean() {
 	wait_for 20 rc_has_no_table
 	[ "$(rc_did bad)" -eq 0 ]
 	[ "$(rc_did changed)" -eq 0 ]
+	[ "$(rc_did early)" -eq 0 ] # nobody was asked before the delay that it asked for
 	! grep -q Traceback "$FM_TMP/rc.out"
 }
 
@@ -464,6 +465,19 @@ second_said() {
 
 hosts_are() {
 	[[ " $(rc tables) " == *" fmhosts:$1 "* ]]
+}
+
+@test "a sign of life is not sent before the delay that a master asks for" {
+	zk_start z
+	rc_start 1
+	start_faultd --store "ramcloud:$RC_AT" --local 256p --registry "$(zk_uri z)?grace=4" # one a second
+	wait_for 20 hosts_are 1
+	rc set retry 1000 delay 2000
+	wait_for 20 rc_did_some retry
+	sleep 2
+	[ "$(rc_did early)" -eq 0 ]
+	wait_for 20 rc_did_some retry 2
+	stop_faultd
 }
 
 @test "a sign of life that could not be left is left as soon as it can be" {

@@ -7,7 +7,7 @@
 Commands (numbers are chances in 1000 unless said otherwise):
 
   set NAME VALUE   reorder: hold a reply back and let later ones overtake it
-                   retry: answer a whole request with RETRY and a delay; partretry: one object of a request
+                   retry: answer a whole request with RETRY and a delay, of `delay` ms (set) or more, else of 0.2 to 3 ms; partretry: one object of a request
                    unknown: answer one object with UNKNOWN_TABLET; deny N: master N says so of all, though the map names it (0: none)
                    cut: close the connection in the middle of a reply; short: end the reply's payload early; fewer: answer fewer objects
                    huge: announce a reply of more bytes than there may be; junk: a reply of random bytes
@@ -98,6 +98,8 @@ class Conn:
         self.inp = self.out = b''
         self.held = []  # replies that others may overtake
         self.closing = self.deaf = False
+        self.came = 0.0  # when it was last read
+        self.wait = 0.0, 0.0  # it was asked to send nothing between these two
 
 
 class Cloud:
@@ -108,7 +110,7 @@ class Cloud:
                                     'fullrm capacity deny '
                                     'corrupt'.split(), 0)
         self.faults['recovery'] = 500
-        self.faults['detect'] = 0
+        self.faults['detect'] = self.faults['delay'] = 0
         self.ports = {}
         self.did = {}
         self.timers = []
@@ -280,7 +282,8 @@ class Cloud:
         if service != 0 or op != 25:
             return struct.pack('<I', 8)
         if self.chance('retry'):
-            return retry(200, 3000, b'busy')
+            low = self.faults['delay'] * 1000
+            return retry(low, 2 * low, b'busy') if low else retry(200, 3000, b'busy')
         count, kind = struct.unpack_from('<II', body)
         if self.faults['capacity'] and self.is_full() and (kind == 3 or (kind == 2 and self.faults['fullrm'])):
             self.count('capacity')
@@ -376,6 +379,8 @@ class Cloud:
     def on_request(self, c, nonce, payload):
         op, service = struct.unpack_from('<HH', payload)
         master = c.kind == 'master'
+        if op != 7 and c.wait[0] < c.came < c.wait[1]:
+            self.count('early')
         if c.deaf or (master and op != 7 and self.chance('silent')):
             c.deaf = True
             return
@@ -388,6 +393,10 @@ class Cloud:
         except (struct.error, StopIteration, IndexError):
             self.count('bad')
             reply = struct.pack('<I', 7)
+        if reply[:4] == b'\x11\0\0\0':
+            low, now = struct.unpack_from('<I', reply, 4)[0] / 1e6, time.monotonic()
+            # A master may have been sent more than one request at a time: those are on their way.
+            c.wait = now + (low / 4 if master else 0), now + (low if not master or low > 0.1 else 0)
         if master and self.chance('lost'):
             self.drop(c)
             return
@@ -451,6 +460,7 @@ class Cloud:
             self.drop(c)
             return
         c.inp += data
+        c.came = time.monotonic()
         if c.kind == 'ctl':
             if b'\n' in c.inp:
                 line, c.inp = c.inp.split(b'\n', 1)
