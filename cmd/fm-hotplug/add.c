@@ -154,9 +154,16 @@ static int object_add(struct add *a)
 	return vm_call(&a->vm, "new memory backend", "object-add", args, NULL);
 }
 
+/*
+ * Without a device QEMU unmaps it, by which fm-faultd sees that the region has ended. It refuses when there is a device after all: its answer to
+ * device_add came too late, or not at all.
+ */
 static void object_del(struct add *a)
 {
-	vm_call(&a->vm, "take the memory backend back", "object-del", json_pack("{s:s}", "id", a->backend), NULL);
+	if (fm_qmp_call(a->vm.qmp, "object-del", json_pack("{s:s}", "id", a->backend), NULL, FM_QMP_REPLY_MS))
+		fm_info("%s: memory backend '%s' stays: %s", a->vm.arg, a->backend, fm_qmp_why(a->vm.qmp));
+	else if (a->region)
+		far_wait_gone(a->o->run_dir, a->region, 5000);
 }
 
 int add_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, uint64_t bytes_new, const struct fm_mapping *before,
@@ -203,11 +210,19 @@ static json_t *device_args(const struct add *a, const char *bus)
 	return args;
 }
 
+/* Say why QEMU made no device, or that this is not known. r: of fm_qmp_call(). */
+static int say_device(struct add *a, int r)
+{
+	fm_warn("%s: device '%s': %s%s", a->vm.arg, a->id, fm_qmp_why(a->vm.qmp),
+		r == -EREMOTEIO ? "" : ": it may be plugged nevertheless, as far memory: see --list; --remove takes it out");
+	return r == -EREMOTEIO ? FM_EXIT_FAILED : FM_EXIT_PEER;
+}
+
 /* On q35 a PCI device can be plugged into a free root port only. Try each; 0 when one took it, else the last refusal. */
 static int device_add_port(struct add *a)
 {
 	json_t *list = NULL, *e;
-	bool added = false;
+	int r = -EREMOTEIO;
 	size_t i;
 
 	if (fm_qmp_call(a->vm.qmp, "qom-list", json_pack("{s:s}", "path", "/machine/peripheral"), &list, FM_QMP_REPLY_MS))
@@ -218,13 +233,13 @@ static int device_add_port(struct add *a)
 
 		if (!type || !name || strcmp(type, "child<pcie-root-port>"))
 			continue;
-		added = fm_qmp_call(a->vm.qmp, "device_add", device_args(a, name), NULL, FM_QMP_REPLY_MS) == 0;
-		if (added)
+		r = fm_qmp_call(a->vm.qmp, "device_add", device_args(a, name), NULL, FM_QMP_REPLY_MS);
+		if (r != -EREMOTEIO)
 			break;
 	}
 	json_decref(list);
-	if (added)
-		return FM_EXIT_OK;
+	if (r != -EREMOTEIO)
+		return r ? say_device(a, r) : FM_EXIT_OK;
 	fm_warn("%s: virtio-mem device: no free PCI port that takes a device now: start the VM with -device pcie-root-port,id=ID,slot=N",
 		a->vm.arg);
 	return FM_EXIT_FAILED;
@@ -240,11 +255,10 @@ static int device_add(struct add *a)
 	why = fm_qmp_why(a->vm.qmp);
 	if (r == -EREMOTEIO && a->o->virtio_mem && strstr(why, "does not support hotplugging"))
 		return device_add_port(a);
-	fm_warn("%s: device '%s': %s", a->vm.arg, a->id, why);
-	return r == -EREMOTEIO ? FM_EXIT_FAILED : FM_EXIT_PEER;
+	return say_device(a, r);
 }
 
-/* All that changes the VM. When it fails, nothing is left behind. */
+/* All that changes the VM. When it fails, nothing is left behind, unless QEMU does not answer: then the device may be there, and is far. */
 static int plug(struct add *a)
 {
 	struct fm_mapping *before;
@@ -263,10 +277,7 @@ static int plug(struct add *a)
 		r = device_add(a);
 	if (!r)
 		goto free_before;
-	/* QEMU unmaps it now, by which fm-faultd sees that the region has ended. */
 	object_del(a);
-	if (a->region)
-		far_wait_gone(a->o->run_dir, a->region, 5000);
 free_before:
 	free(before);
 	far_release(&a->vm, &a->uffds, r != FM_EXIT_OK);

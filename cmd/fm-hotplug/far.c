@@ -57,7 +57,7 @@ int far_attach(int ctl, struct vm *vm, const struct memory *m, struct uffds *u)
 	char why[256];
 	int r = fm_ctl_call(ctl, FM_CTL_HELLO, &hello, NULL, 0, FM_CTL_HELLO_OK, &ok, NULL, why);
 
-	u->n = 0;
+	*u = (struct uffds){.hva = m->hva, .bytes = m->bytes};
 	if (r)
 		return say("hello", r, why);
 	if (ok.nshards == 0 || ok.nshards > FM_ATTACH_MAX)
@@ -87,8 +87,10 @@ void far_release(struct vm *vm, struct uffds *u, bool undo)
 		close(u->a[i].fd);
 	}
 	if (undo && u->n) {
-		r = fm_attach_close(vm->pid, remote, u->n, NULL);
-		if (r && r != -ESRCH)
+		r = memory_registered(vm, u->hva, u->bytes) ? -EBUSY : fm_attach_close(vm->pid, remote, u->n, NULL);
+		if (r == -EBUSY)
+			fm_info("%s: %u userfaultfds stay open in process %d: their memory is registered", vm->arg, u->n, vm->pid);
+		else if (r && r != -ESRCH)
 			fm_info("%s: %u unused userfaultfds stay open in process %d: %s", vm->arg, u->n, vm->pid, strerror(-r));
 	}
 	u->n = 0;

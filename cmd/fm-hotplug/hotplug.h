@@ -155,6 +155,8 @@ int memory_check_folios(struct vm *vm, const char *what, const struct memory *m,
  * process)?
  */
 int memory_check_vm(struct vm *vm);
+/* Is some of [hva, hva + bytes) registered with a userfaultfd? True also when that cannot be told. */
+bool memory_registered(const struct vm *vm, uint64_t hva, uint64_t bytes);
 /* Shared memory of QEMU's backends by its maps alone, for a VM without QMP: an array of *n, to be freed. */
 int memory_list(struct vm *vm, struct memory **list, size_t *n);
 
@@ -162,6 +164,7 @@ int memory_list(struct vm *vm, struct memory **list, size_t *n);
 
 /* Userfaultfds made in the VM for one region. */
 struct uffds {
+	uint64_t hva, bytes; /* the memory that they are for */
 	unsigned n;
 	struct fm_attached a[FM_ATTACH_MAX];
 };
@@ -170,7 +173,10 @@ struct uffds {
 int far_connect(const char *run_dir, int *fd);
 /* Make the userfaultfds that a region of this memory needs, and forbid it huge pages. */
 int far_attach(int ctl, struct vm *vm, const struct memory *m, struct uffds *u);
-/* Close our copies; undo: those in the VM too. Does nothing for a zeroed one. */
+/*
+ * Close our copies; undo: those in the VM too, unless the memory is registered (still, or after all): when fm-faultd dies, they are
+ * all that keeps it so, and pages that are away from being zeros. Does nothing for a zeroed one.
+ */
 void far_release(struct vm *vm, struct uffds *u, bool undo);
 /* Register memory. file, remote: of memory_check(). *id: of the region; 0 when fm-faultd died after it had made it. */
 int far_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, const struct memory *m, int file, int remote,

@@ -299,6 +299,22 @@ int memory_check_folios(struct vm *vm, const char *what, const struct memory *m,
 	return refuse(vm, what, text);
 }
 
+bool memory_registered(const struct vm *vm, uint64_t hva, uint64_t bytes)
+{
+	struct fm_mapping *list;
+	struct fm_vmflags flags;
+	bool yes = false;
+	size_t n;
+
+	if (fm_proc_maps(vm->pid, &list, &n))
+		return true;
+	for (size_t i = 0; i < n && !yes; i++)
+		if (list[i].start < hva + bytes && hva < list[i].end)
+			yes = fm_proc_vmflags(vm->pid, list[i].start, &flags) || flags.uffd_missing || flags.uffd_wp;
+	free(list);
+	return yes;
+}
+
 /* Files mapped shared that are no memory of a guest: devices, rings, memfds of other libraries. */
 static bool is_other_file(const char *name)
 {

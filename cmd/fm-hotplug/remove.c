@@ -101,8 +101,9 @@ static int drop_backend(struct vm *vm, const struct options *o, const char *back
 			GONE_MS / 1000);
 		return FM_EXIT_PEER;
 	}
-	/* Nothing is registered with them any more. */
-	fm_attach_close(vm->pid, f->uffd, f->nuffd, NULL);
+	/* Else its file is gone for another reason. */
+	if (!memory_registered(vm, f->hva, f->pages * FM_PAGE_SIZE))
+		fm_attach_close(vm->pid, f->uffd, f->nuffd, NULL);
 	return FM_EXIT_OK;
 }
 
@@ -154,23 +155,6 @@ static int resolve(struct vm *vm, const char *id, char backend[ID_MAX])
 	return r;
 }
 
-/* Is some of its memory registered with a userfaultfd? True also when that cannot be told. */
-static bool registered(const struct vm *vm, const struct far_region *f)
-{
-	struct fm_mapping *list;
-	struct fm_vmflags flags;
-	bool yes = false;
-	size_t n;
-
-	if (fm_proc_maps(vm->pid, &list, &n))
-		return true;
-	for (size_t i = 0; i < n && !yes; i++)
-		if (list[i].start < f->hva + f->pages * FM_PAGE_SIZE && f->hva < list[i].end)
-			yes = fm_proc_vmflags(vm->pid, list[i].start, &flags) || flags.uffd_missing || flags.uffd_wp;
-	free(list);
-	return yes;
-}
-
 static int detach_one(int ctl, struct vm *vm, const struct far_region *f)
 {
 	int r = far_detach(ctl, vm->run_dir, f->id);
@@ -178,7 +162,7 @@ static int detach_one(int ctl, struct vm *vm, const struct far_region *f)
 	if (r)
 		return r;
 	/* When fm-faultd did not say so itself, its file may be gone for another reason. */
-	if (registered(vm, f)) {
+	if (memory_registered(vm, f->hva, f->pages * FM_PAGE_SIZE)) {
 		fm_warn("%s: %s: its region is gone, but it is still registered: fm-faultd's run directory was removed?", vm->arg,
 			*f->backend ? f->backend : "-");
 		return FM_EXIT_FAILED;

@@ -4,6 +4,7 @@
 # sanitizers: asan
 # shellcheck disable=SC2030,SC2031,SC2054 # each test is a process of its own; commas are QEMU's
 
+bats_require_minimum_version 1.5.0
 load helper
 
 setup() {
@@ -336,6 +337,54 @@ print(n)
 	says 'all 4 are taken'
 	wait_for 5 as_before
 	[ "$(regions)" = 4 ]
+}
+
+# build_preload NAME: a library of the C program on stdin, $FM_TMP/NAME.so, for QEMU's LD_PRELOAD.
+build_preload() {
+	cc -x c -std=c11 -D_GNU_SOURCE -O1 -shared -fPIC -o "$FM_TMP/$1.so" - -ldl
+}
+
+@test "QEMU plugs a DIMM but its answer is lost: the DIMM is far, and stays so when fm-faultd dies" {
+	build_preload deaf <<- 'C'
+		#include <dlfcn.h>
+		#include <string.h>
+		#include <sys/socket.h>
+		static const char command[] = "device_add";
+		static size_t seen; /* bytes of the command: QEMU reads byte by byte */
+		ssize_t recvmsg(int fd, struct msghdr *m, int flags)
+		{
+			ssize_t n = ((ssize_t (*)(int, struct msghdr *, int))dlsym(RTLD_NEXT, "recvmsg"))(fd, m, flags);
+			for (ssize_t i = 0; i < n && seen < sizeof command - 1; i++)
+				seen = ((char *)m->msg_iov->iov_base)[i] == command[seen] ? seen + 1 : 0;
+			return n;
+		}
+		ssize_t sendmsg(int fd, const struct msghdr *m, int flags)
+		{
+			if (seen == sizeof command - 1 && memmem(m->msg_iov->iov_base, m->msg_iov->iov_len, "\"return\"", 8)) {
+				seen++; /* this once */
+				shutdown(fd, SHUT_RDWR);
+			}
+			return ((ssize_t (*)(int, const struct msghdr *, int))dlsym(RTLD_NEXT, "sendmsg"))(fd, m, flags);
+		}
+	C
+	start_faultd
+	WRAP=(env "LD_PRELOAD=$FM_TMP/deaf.so")
+	start_vm
+	hotplug 3 "$QMP" 128M
+	says "device 'fm0'"
+	says 'may be plugged nevertheless, as far memory'
+	hotplug 0 --list "$QMP"
+	grep -qE '^fm0 +dimm +128M +0 +yes ' "$FM_TMP/out"
+	[ "$(find "/proc/$VM_PID/fd" -lname '*userfaultfd*' | wc -l)" -gt 0 ]
+	kill -KILL "$FAULTD_PID"
+	wait_for 10 gone "$FAULTD_PID"
+	[[ $(smaps_of memory-backend-memfd VmFlags) == *' um'* ]]
+	: > "$FM_TMP/faultd.log"
+	start_faultd
+	[ "$(regions)" = 1 ]
+	run ! grep -q 'cannot be taken over' "$FM_TMP/faultd.log"
+	hotplug 0 --detach "$QMP"
+	[ "$(find "/proc/$VM_PID/fd" -lname '*userfaultfd*' | wc -l)" -eq 0 ]
 }
 
 @test "a VM without memory hotplug" {
