@@ -170,24 +170,26 @@ int add_register(int ctl, struct vm *vm, const char *run_dir, const char *backen
 		 size_t n, struct uffds *u, uint64_t *region)
 {
 	struct memory m;
-	int file, remote, r;
-	bool far;
+	int file = -1, remote, r;
+	bool far = false;
 
 	r = memory_find_new(vm, bytes_new, before, n, &m);
 	if (!r)
 		r = memory_check(vm, backend, &m, &far, &file, &remote);
-	if (r)
-		return r;
-	if (far) {
+	if (!r && !far)
+		r = memory_claim(vm, backend, &m, file, &far);
+	if (!r && far) {
 		fm_warn("%s: %s: somebody else has registered it", vm->arg, backend);
-		return FM_EXIT_FAILED;
+		r = FM_EXIT_FAILED;
 	}
-	r = far_attach(ctl, vm, &m, u);
+	if (!r)
+		r = far_attach(ctl, vm, &m, u);
 	if (!r)
 		r = memory_check_folios(vm, backend, &m, file);
 	if (!r)
 		r = far_register(ctl, vm, run_dir, backend, &m, file, remote, u, region);
-	close(file);
+	if (file >= 0)
+		close(file);
 	return r;
 }
 

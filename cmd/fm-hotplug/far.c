@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -146,6 +147,7 @@ int far_register(int ctl, struct vm *vm, const char *run_dir, const char *backen
 	}
 	r = fm_ctl_call(ctl, FM_CTL_REGISTER, &reg, fds, 1 + u->n, FM_CTL_REGISTERED, &region, NULL, why);
 	if (r == 0) {
+		flock(file, LOCK_UN); /* fm-faultd has the same open file, and would keep its lock */
 		*id = region.id;
 		return FM_EXIT_OK;
 	}

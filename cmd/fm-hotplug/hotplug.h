@@ -148,7 +148,12 @@ int memory_find_new(struct vm *vm, uint64_t bytes, const struct fm_mapping *befo
  * its file, opened; the caller owns it; remote: its number in the VM or -1.
  */
 int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *far, int *file, int *remote);
-/* Does it consist of single pages? After far_attach(), by which it stays so. file: of memory_check(). */
+/*
+ * Keep other fm-hotplug away from it until far_register() has registered it, or file is closed: before anything is done to it.
+ * file, *far: as with memory_check(), since which somebody may have registered it.
+ */
+int memory_claim(struct vm *vm, const char *what, const struct memory *m, int file, bool *far);
+/* Does it consist of single pages? After memory_claim(), and far_attach(), by which it stays so. file: of memory_check(). */
 int memory_check_folios(struct vm *vm, const char *what, const struct memory *m, int file);
 /*
  * Does something about this VM forbid far memory at all (an incoming migration, a device; its memory is shared with another
@@ -178,7 +183,7 @@ int far_attach(int ctl, struct vm *vm, const struct memory *m, struct uffds *u);
  * all that keeps it so, and pages that are away from being zeros. Does nothing for a zeroed one.
  */
 void far_release(struct vm *vm, struct uffds *u, bool undo);
-/* Register memory. file, remote: of memory_check(). *id: of the region; 0 when fm-faultd died after it had made it. */
+/* Register memory, by which its claim ends. file, remote: of memory_check(). *id: of the region; 0 when fm-faultd died after it had made it. */
 int far_register(int ctl, struct vm *vm, const char *run_dir, const char *backend, const struct memory *m, int file, int remote,
 		 const struct uffds *u, uint64_t *id);
 /*

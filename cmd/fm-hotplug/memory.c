@@ -2,7 +2,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "hotplug.h"
@@ -12,6 +14,7 @@
 #define TMPFS_MAGIC     0x01021994
 #define HUGETLBFS_MAGIC 0x958458f6
 
+#define CLAIM_MS   2000 /* the time that another fm-hotplug is waited for */
 #define MEMFD_NAME "/memfd:memory-backend-memfd"
 #define FILE_MIN   (1u << 20) /* bytes: less is no memory-backend-file */
 #define FILE_NAME  "qemu_back_mem." /* memory-backend-file in a folder: util/mmap-alloc.c, softmmu/physmem.c */
@@ -257,7 +260,7 @@ int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *
 {
 	const struct fm_mapping *v = &m->mapping;
 	const char *why;
-	char text[96];
+	char text[128];
 	int other, r;
 
 	*far = false;
@@ -271,7 +274,8 @@ int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *
 		return r;
 	r = fm_proc_other_mapper(vm->pid, v->dev, v->ino, &other);
 	if (r) {
-		snprintf(text, sizeof text, "process %d has it mapped too (vhost-user?): it would read missing pages as zeros", other);
+		snprintf(text, sizeof text, "process %d has it mapped too (vhost-user, or another fm-hotplug?): it would read missing pages as zeros",
+			 other);
 		return refuse(vm, what, r > 0 ? text : strerror(-r));
 	}
 	*file = fm_proc_open_mapping(vm->pid, v, remote);
@@ -283,6 +287,28 @@ int memory_check(struct vm *vm, const char *what, const struct memory *m, bool *
 	close(*file);
 	*file = -1;
 	return refuse(vm, what, why);
+}
+
+/*
+ * Two of us at once: what one has registered, and fm-faultd evicted, the other's memory_check_folios() would fill with zeros, past the userfaultfd.
+ * The lock is one of the open file, so that it outlives us when we are killed while the request to register is on its way.
+ */
+int memory_claim(struct vm *vm, const char *what, const struct memory *m, int file, bool *far)
+{
+	static const struct timespec pause = {.tv_nsec = 20000000};
+	char text[96];
+
+	for (unsigned ms = 0; flock(file, LOCK_EX | LOCK_NB) < 0; ms += 20) {
+		int e = errno;
+
+		if (e == EWOULDBLOCK && ms < CLAIM_MS) {
+			nanosleep(&pause, NULL);
+			continue;
+		}
+		snprintf(text, sizeof text, "lock its file: %s", strerror(e));
+		return refuse(vm, what, e == EWOULDBLOCK ? "another fm-hotplug takes it over (it holds the lock of its file): try again later" : text);
+	}
+	return check_flags(vm, what, m, far);
 }
 
 int memory_check_folios(struct vm *vm, const char *what, const struct memory *m, int file)
@@ -367,7 +393,7 @@ int memory_list(struct vm *vm, struct memory **list, size_t *n)
 int memory_check_vm(struct vm *vm)
 {
 	struct memory *list;
-	char text[160];
+	char text[192];
 	size_t n;
 	int other = 0, r;
 	const struct forbidden *device;
@@ -389,6 +415,8 @@ int memory_check_vm(struct vm *vm)
 	if (!other)
 		return FM_EXIT_OK;
 	snprintf(text, sizeof text,
-		 "process %d has it mapped too (vhost-user?): it would read missing pages as zeros; remove that device", other);
+		 "process %d has it mapped too (vhost-user, or another fm-hotplug?): it would read missing pages as zeros; remove that device, or try "
+		 "again later",
+		 other);
 	return refuse(vm, "its memory", text);
 }

@@ -33,7 +33,11 @@ static void take(int ctl, struct vm *vm, const char *run_dir, const char *id, co
 	bool far;
 
 	r = memory_check(vm, id, m, &far, &file, &remote);
+	if (!r && !far)
+		r = memory_claim(vm, id, m, file, &far);
 	if (r || far) {
+		if (file >= 0)
+			close(file);
 		if (r)
 			refused(t, r);
 		else

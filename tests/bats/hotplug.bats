@@ -520,6 +520,47 @@ build_preload() {
 	says 'attached already'
 }
 
+@test "two --attach of one VM: one does it; the other, however late it comes, leaves the memory alone" {
+	requires strace || skip "no strace"
+	start_faultd
+	start_qemu -m 256M "${SHARED[@]}"
+	# One has looked, and is not at the lock yet; another one takes the memory over meanwhile.
+	timeout 60 strace -o /dev/null -e trace=flock -e inject=flock:delay_enter=10000000:when=1 \
+		"$FM_BIN/fm-hotplug" --attach "pid:$VM_PID" > "$FM_TMP/slow" 2>&1 3>&- < /dev/null &
+	local slow=$! status=0 number=73 # of flock()
+	track "$slow"
+	at_lock() {
+		local tracer pid
+		for tracer in $(children_of "$slow"); do
+			for pid in $(children_of "$tracer"); do
+				! grep -qs "^$number " "/proc/$pid/syscall" || return 0
+			done
+		done
+		return 1
+	}
+	wait_for 20 at_lock
+	hotplug 0 --attach "pid:$VM_PID"
+	[ "$(regions)" = 1 ]
+	before=$(footprint)
+	wait "$slow" || status=$?
+	cat "$FM_TMP/slow"
+	[ "$status" -eq 1 ]
+	grep -q 'attached already' "$FM_TMP/slow"
+	[ "$(footprint)" = "$before" ]
+	# The lock ends with the command, not with the region. Somebody else holds it:
+	memory=$(find "/proc/$VM_PID/fd" -lname '/memfd:memory-backend*')
+	hotplug 0 --detach "pid:$VM_PID"
+	before=$(footprint)
+	flock -n -x "$memory" sleep 60 3>&- &
+	track $!
+	locked() { ! flock -n "$memory" true; }
+	wait_for 20 locked
+	hotplug 1 --attach "pid:$VM_PID"
+	says 'another fm-hotplug takes it over'
+	[ "$(footprint)" = "$before" ]
+	[ "$(regions)" = 0 ]
+}
+
 @test "--attach: several backends, and one that is private" {
 	start_faultd
 	start_qemu -m 256M,slots=4,maxmem=2G -qmp "unix:$QMP,server=on,wait=off" -smp 2 \
