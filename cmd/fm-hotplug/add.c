@@ -353,7 +353,7 @@ int cmd_add(const struct options *o)
 	sigprocmask(SIG_BLOCK, &ends, &before);
 	r = far_connect(o->run_dir, &a.ctl);
 	if (!r)
-		r = vm_open(&a.vm, o, true);
+		r = vm_open(&a.vm, o, ASK);
 	if (!r && a.vm.domain) {
 		r = domain_add(o, &a.vm, a.ctl);
 		goto close_vm;

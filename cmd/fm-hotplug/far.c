@@ -212,7 +212,7 @@ static void read_region(const struct fm_region_map *map, struct far_region *r)
 		r->uffd[i] = map->shards[i].client_uffd;
 }
 
-void far_regions(const char *run_dir, const struct vm *vm, struct far_region **list, size_t *n)
+void far_regions(const char *run_dir, struct vm *vm, struct far_region **list, size_t *n)
 {
 	char name[FM_REGION_FILE_MAX];
 	struct fm_region_map map;
@@ -236,12 +236,18 @@ void far_regions(const char *run_dir, const struct vm *vm, struct far_region **l
 		free(ids);
 	}
 	close(dir);
+	memory_name_regions(vm, *list, *n);
+}
+
+bool far_is(const struct far_region *f, const char *backend)
+{
+	return *backend && (!strcmp(f->backend, backend) || !strcmp(f->found, backend));
 }
 
 const struct far_region *far_find(const struct far_region *list, size_t n, const char *backend)
 {
 	for (size_t i = 0; i < n; i++)
-		if (*backend && !strcmp(list[i].backend, backend))
+		if (far_is(&list[i], backend))
 			return &list[i];
 	return NULL;
 }

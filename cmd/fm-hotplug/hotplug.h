@@ -41,11 +41,17 @@ struct vm {
 	char name[24];      /* printable, without blanks */
 };
 
+/* What is to be asked of QEMU. */
+enum vm_asks {
+	ASK_IF_POSSIBLE,  /* it will do without: what is far already can be listed and brought home in any case */
+	ASK_IF_IT_CAN,    /* a VM that has a QMP socket must answer on it, and one of libvirt is to be named: there is more to check then */
+	ASK,
+};
 /*
- * Find the VM of o->vm, which must live as long as *vm. need_qmp: fail when it has neither a QMP socket nor libvirt. Ended by
- * vm_close() in every case.
+ * Find the VM of o->vm, which must live as long as *vm. asks: with pid:N; the other names need QMP or libvirt in any case. Ended
+ * by vm_close() in every case.
  */
-int vm_open(struct vm *vm, const struct options *o, bool need_qmp);
+int vm_open(struct vm *vm, const struct options *o, enum vm_asks asks);
 void vm_close(struct vm *vm);
 /* The text of /proc/PID/cmdline, *len bytes of it: to be freed. */
 char *vm_cmdline(int pid, size_t *len);
@@ -54,7 +60,10 @@ int vm_human(struct vm *vm, const char *line, char **text);
 /* fm_qmp_call() that says what failed: "VM: what: why". */
 int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, json_t **result);
 
-/* Refuse a VM that waits for an incoming migration: QEMU itself registers its memory then, or writes where it was discarded. */
+/*
+ * Refuse a VM that waits for an incoming migration: QEMU itself registers its memory then, or writes where it was discarded. One
+ * that cannot be asked is refused when it was started for that.
+ */
 int vm_check_status(struct vm *vm);
 
 /* A memory backend (query-memdev). */
@@ -132,6 +141,8 @@ int vm_forbidden(struct vm *vm, const struct forbidden **what);
 
 /* --- memory.c: a backend's memory in the QEMU process --- */
 
+#define MEMORY_BY_INODE "memfd-" /* with the number of its file's inode: the name of a backend whose id nobody tells */
+
 struct memory {
 	uint64_t hva;    /* of its first byte */
 	uint64_t bytes;
@@ -162,8 +173,12 @@ int memory_check_folios(struct vm *vm, const char *what, const struct memory *m,
 int memory_check_vm(struct vm *vm);
 /* Is some of [hva, hva + bytes) registered with a userfaultfd? True also when that cannot be told. */
 bool memory_registered(const struct vm *vm, uint64_t hva, uint64_t bytes);
-/* Shared memory of QEMU's backends by its maps alone, for a VM without QMP: an array of *n, to be freed. */
+/* Shared memory of QEMU's backends by its maps alone: an array of *n, to be freed. */
 int memory_list(struct vm *vm, struct memory **list, size_t *n);
+
+struct far_region;
+/* Find the backends of regions that were attached without QMP, by their addresses. Silent; what it cannot tell stays. */
+void memory_name_regions(struct vm *vm, struct far_region *list, size_t n);
 
 /* --- far.c: fm-faultd, and the regions of a VM --- */
 
@@ -196,12 +211,15 @@ struct far_region {
 	uint64_t id;
 	uint64_t pages, resident, remote;
 	uint64_t hva;
-	char backend[FM_NAME_MAX];
+	char backend[FM_NAME_MAX]; /* attached without QMP: MEMORY_BY_INODE and a number */
+	char found[FM_NAME_MAX];   /* then: the backend that it is, "": not known */
 	int uffd[FM_MAX_SHARDS]; /* numbers in the VM */
 	unsigned nuffd;
 };
 /* Regions of the VM: an array of *n, to be freed; none when the run directory cannot be read. */
-void far_regions(const char *run_dir, const struct vm *vm, struct far_region **list, size_t *n);
+void far_regions(const char *run_dir, struct vm *vm, struct far_region **list, size_t *n);
+/* Is it the one of this backend? */
+bool far_is(const struct far_region *f, const char *backend);
 const struct far_region *far_find(const struct far_region *list, size_t n, const char *backend);
 /* Wait until region id is gone from the run directory. */
 bool far_wait_gone(const char *run_dir, uint64_t id, unsigned timeout_ms);

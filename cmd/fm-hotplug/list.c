@@ -105,7 +105,7 @@ int cmd_list(const struct options *o)
 	struct far_region *f = NULL;
 	struct vm vm;
 	size_t nf;
-	int r = vm_open(&vm, o, false);
+	int r = vm_open(&vm, o, ASK_IF_POSSIBLE);
 
 	if (!r) {
 		far_regions(o->run_dir, &vm, &f, &nf);

@@ -77,6 +77,34 @@ static int ask_hva(struct vm *vm, const struct backend *b, uint64_t *hva)
 	return r ? FM_EXIT_FAILED : FM_EXIT_OK;
 }
 
+void memory_name_regions(struct vm *vm, struct far_region *list, size_t n)
+{
+	char line[64], *tree = NULL, *text;
+	struct backend *b = NULL;
+	uint64_t gpa, offset, hva;
+	size_t nb = 0, unnamed = 0;
+
+	for (size_t i = 0; i < n; i++)
+		unnamed += !strncmp(list[i].backend, MEMORY_BY_INODE, sizeof MEMORY_BY_INODE - 1);
+	if (!unnamed || !vm->qmp || fm_qmp_human(vm->qmp, "info mtree -f", &tree, FM_QMP_REPLY_MS))
+		return;
+	if (vm_backends(vm, &b, &nb))
+		nb = 0;
+	for (size_t k = 0; k < nb; k++) {
+		if (far_find(list, n, b[k].id) || fm_qemu_find_ram(tree, b[k].id, &gpa, &offset))
+			continue;
+		snprintf(line, sizeof line, "gpa2hva 0x%llx", (unsigned long long)gpa);
+		if (fm_qmp_human(vm->qmp, line, &text, FM_QMP_REPLY_MS))
+			continue;
+		for (size_t i = 0; fm_qemu_parse_gpa2hva(text, b[k].id, &hva) == 0 && i < n; i++)
+			if (list[i].hva == hva - offset)
+				snprintf(list[i].found, sizeof list[i].found, "%s", b[k].id);
+		free(text);
+	}
+	free(tree);
+	free(b);
+}
+
 /* Is this mapping one of the file that libvirt made for a backend: .../ID, in a folder of the domain's? */
 static bool is_file_of(const struct fm_mapping *v, const char *id)
 {

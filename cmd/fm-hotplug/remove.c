@@ -117,7 +117,7 @@ int cmd_remove(const struct options *o)
 	int ctl = -1, r;
 	size_t n = 0;
 
-	r = vm_open(&vm, o, true);
+	r = vm_open(&vm, o, ASK);
 	if (!r)
 		r = find_device(&vm, o->id, &d, &plugged);
 	if (!r) {
@@ -157,6 +157,7 @@ static int resolve(struct vm *vm, const char *id, char backend[ID_MAX])
 
 static int detach_one(int ctl, struct vm *vm, const struct far_region *f)
 {
+	const char *name = *f->found ? f->found : *f->backend ? f->backend : "-";
 	int r = far_detach(ctl, vm->run_dir, f->id);
 
 	if (r)
@@ -164,11 +165,11 @@ static int detach_one(int ctl, struct vm *vm, const struct far_region *f)
 	/* When fm-faultd did not say so itself, its file may be gone for another reason. */
 	if (memory_registered(vm, f->hva, f->pages * FM_PAGE_SIZE)) {
 		fm_warn("%s: %s: its region is gone, but it is still registered: fm-faultd's run directory was removed?", vm->arg,
-			*f->backend ? f->backend : "-");
+			name);
 		return FM_EXIT_FAILED;
 	}
 	fm_attach_close(vm->pid, f->uffd, f->nuffd, NULL);
-	printf("%s: detached\n", *f->backend ? f->backend : "-");
+	printf("%s: detached\n", name);
 	return FM_EXIT_OK;
 }
 
@@ -183,13 +184,13 @@ int cmd_detach(const struct options *o)
 
 	r = far_connect(o->run_dir, &ctl);
 	if (!r)
-		r = vm_open(&vm, o, false);
+		r = vm_open(&vm, o, ASK_IF_POSSIBLE);
 	if (!r && o->id)
 		r = resolve(&vm, o->id, backend);
 	if (!r)
 		far_regions(o->run_dir, &vm, &regions, &n);
 	for (size_t i = 0; i < n && !r; i++)
-		if (!o->id || !strcmp(regions[i].backend, backend)) {
+		if (!o->id || far_is(&regions[i], backend)) {
 			r = detach_one(ctl, &vm, &regions[i]);
 			done++;
 		}

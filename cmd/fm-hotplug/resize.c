@@ -102,7 +102,7 @@ int cmd_resize(const struct options *o)
 	/* QEMU waits in the kernel for fm-faultd when it discards far memory. */
 	r = far_connect(o->run_dir, &ctl);
 	if (!r)
-		r = vm_open(&vm, o, true);
+		r = vm_open(&vm, o, ASK);
 	if (!r)
 		r = vm_check_status(&vm);
 	if (!r)

@@ -96,7 +96,7 @@ static int take_mappings(int ctl, struct vm *vm, const char *run_dir, struct tal
 	if (r)
 		return r;
 	for (size_t i = 0; i < n; i++) {
-		snprintf(id, sizeof id, "memfd-%" PRIu64, list[i].mapping.ino);
+		snprintf(id, sizeof id, MEMORY_BY_INODE "%" PRIu64, list[i].mapping.ino);
 		take(ctl, vm, run_dir, id, &list[i], t);
 	}
 	free(list);
@@ -111,7 +111,7 @@ int cmd_attach(const struct options *o)
 
 	r = far_connect(o->run_dir, &ctl);
 	if (!r)
-		r = vm_open(&vm, o, false);
+		r = vm_open(&vm, o, ASK_IF_IT_CAN);
 	if (!r)
 		r = memory_check_vm(&vm);
 	if (!r)

@@ -63,7 +63,7 @@ static void say_domain(const char *arg, int pid)
 }
 
 /* Find a QMP socket on the command line of vm->pid, and connect. */
-static int open_by_pid(struct vm *vm, bool need_qmp)
+static int open_by_pid(struct vm *vm, enum vm_asks asks)
 {
 	char paths[PATHS][FM_QEMU_PATH], path[PATHS * FM_QEMU_PATH + 32], why[FM_QMP_WHY] = "";
 	size_t len;
@@ -85,7 +85,7 @@ static int open_by_pid(struct vm *vm, bool need_qmp)
 		if (r)
 			fm_info("%s: QMP socket %s: %s", vm->arg, path, why);
 	}
-	if (vm->qmp || !need_qmp)
+	if (vm->qmp || asks == ASK_IF_POSSIBLE || (asks == ASK_IF_IT_CAN && !n && !by_fd))
 		return FM_EXIT_OK;
 	if (n)
 		fm_warn("%s: QMP socket %s: %s", vm->arg, path, why);
@@ -168,7 +168,7 @@ static void set_name(struct vm *vm)
 	json_decref(result);
 }
 
-int vm_open(struct vm *vm, const struct options *o, bool need_qmp)
+int vm_open(struct vm *vm, const struct options *o, enum vm_asks asks)
 {
 	const char *arg = o->vm;
 	uint64_t start;
@@ -187,7 +187,7 @@ int vm_open(struct vm *vm, const struct options *o, bool need_qmp)
 			fm_warn("%s: %s", arg, r == -ESRCH ? "no such process: the VM is gone" : strerror(-r));
 			return FM_EXIT_PEER;
 		}
-		r = open_by_pid(vm, need_qmp);
+		r = open_by_pid(vm, asks);
 	} else if (!strchr(arg, '/') && (stat(arg, &st) < 0 || !S_ISSOCK(st.st_mode))) {
 		return domain_open(vm);
 	} else {
@@ -228,6 +228,24 @@ int vm_call(struct vm *vm, const char *what, const char *command, json_t *args, 
 	return r == -EREMOTEIO ? FM_EXIT_FAILED : FM_EXIT_PEER;
 }
 
+/* A migration that has ended leaves its option behind. */
+static int check_incoming(struct vm *vm)
+{
+	char *value = malloc(CMDLINE_MAX);
+	size_t len;
+	char *cmdline = vm_cmdline(vm->pid, &len);
+	bool yes = !value || !cmdline || fm_qemu_option(cmdline, len, "incoming", NULL, value, CMDLINE_MAX);
+
+	free(cmdline);
+	free(value);
+	if (!yes)
+		return FM_EXIT_OK;
+	fm_warn("%s: the VM was started with -incoming, and without a QMP socket it cannot be asked whether that migration has ended: start it with "
+		"-qmp unix:PATH,server=on,wait=off",
+		vm->arg);
+	return FM_EXIT_FAILED;
+}
+
 int vm_check_status(struct vm *vm)
 {
 	json_t *result = NULL;
@@ -237,7 +255,7 @@ int vm_check_status(struct vm *vm)
 	if (vm->domain)
 		return domain_check_status(vm);
 	if (!vm->qmp)
-		return FM_EXIT_OK;
+		return check_incoming(vm);
 	r = vm_call(vm, "query-status", "query-status", NULL, &result);
 	if (r)
 		return r;

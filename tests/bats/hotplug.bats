@@ -266,7 +266,7 @@ print(n)
 
 @test "a QMP socket that another client holds: exit code 3, in time" {
 	start_faultd
-	start_vm
+	start_vm "${SHARED[@]}"
 	first=$VM_PID
 	# Its client: the serial line of another QEMU.
 	start_qemu -m 16M -chardev "socket,id=c,path=$QMP" -serial chardev:c
@@ -274,6 +274,11 @@ print(n)
 	says 'another one holds this socket'
 	hotplug 3 "pid:$first" 128M
 	says 'another one holds this socket'
+	# Nobody would say what devices were plugged into it.
+	hotplug 3 --attach "pid:$first"
+	says 'one QMP client at a time'
+	[ "$(regions)" = 0 ]
+	hotplug 0 --list "pid:$first"
 }
 
 @test "a DIMM: added, listed, served" {
@@ -585,9 +590,59 @@ build_preload() {
 	grep -qE '^memfd-[0-9]+ +- +256M +- +yes ' "$FM_TMP/out"
 	hotplug 1 --attach "pid:$VM_PID"
 	says 'attached already'
+	kill -KILL "$VM_PID"
+	wait_for 10 gone "$VM_PID"
+	# Nobody tells whether a migration has ended.
+	start_qemu -m 256M "${SHARED[@]}" -incoming defer
+	hotplug 1 --attach "pid:$VM_PID"
+	says 'started with -incoming'
 	# Not a VM.
 	hotplug 1 --attach "pid:$FAULTD_PID"
 	says 'its memory is private'
+}
+
+@test "--attach without QMP: later its backend's id is found" {
+	start_faultd
+	# Not on the command line.
+	cat > "$FM_TMP/config" <<- EOF
+		[chardev "q"]
+		  backend = "socket"
+		  path = "$QMP"
+		  server = "on"
+		  wait = "off"
+		[mon "m"]
+		  mode = "control"
+		  chardev = "q"
+	EOF
+	start_qemu -m 256M,slots=4,maxmem=2G "${SHARED[@]}" -readconfig "$FM_TMP/config"
+	hotplug 0 --attach "pid:$VM_PID"
+	name=${output%%:*}
+	[[ $name == memfd-* ]]
+	hotplug 0 "$QMP" 128M
+	hotplug 0 --list "$QMP"
+	grep -qE '^ram0 +boot +256M +- +yes ' "$FM_TMP/out"
+	hotplug 0 --detach "$QMP" ram0
+	says 'ram0: detached'
+	hotplug 0 --attach "pid:$VM_PID"
+	hotplug 0 --detach "$QMP" "$name"
+	says 'ram0: detached'
+	[ "$(regions)" = 1 ]
+}
+
+@test "--attach of a libvirt domain by its process: it is to be named" {
+	start_faultd
+	WRAP=(python3 -c '
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+os.dup2(s.fileno(), 9)
+os.execvp(sys.argv[2], sys.argv[2:])' "$QMP")
+	start_qemu -m 256M "${SHARED[@]}" -name guest=one -chardev socket,id=c,fd=9,server=on,wait=off -mon chardev=c,mode=control
+	hotplug 1 --attach "pid:$VM_PID"
+	says "name the domain instead: fm-hotplug 'one'"
+	[ "$(regions)" = 0 ]
+	hotplug 0 --list "pid:$VM_PID"
 }
 
 @test "memory that cannot be paged: private" {
