@@ -123,6 +123,20 @@ static const struct forbidden *by_qom(struct fm_qmp *qmp, const char *path)
 	return yes ? &vhost_user : NULL;
 }
 
+/* Network backends are no objects: a NIC is a virtio-net-pci whatever is behind it. */
+static int by_network(struct vm *vm, const struct forbidden **what)
+{
+	char *text;
+	int r = vm_human(vm, "info network", &text);
+
+	if (r)
+		return r;
+	if (strstr(text, ",type=vhost-user,"))
+		*what = &vhost_user;
+	free(text);
+	return FM_EXIT_OK;
+}
+
 /* Descriptors of the process. */
 static const struct forbidden *by_descriptors(int pid)
 {
@@ -166,6 +180,8 @@ int vm_forbidden(struct vm *vm, const struct forbidden **what)
 		*what = by_qom(vm->qmp, "/machine/peripheral");
 	if (!*what && vm->qmp)
 		*what = by_qom(vm->qmp, "/machine/peripheral-anon");
+	if (!*what && vm->qmp)
+		return by_network(vm, what);
 	if (*what || !vm->domain)
 		return FM_EXIT_OK;
 	r = domain_xml(vm, &x);

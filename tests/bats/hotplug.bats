@@ -483,6 +483,42 @@ build_preload() {
 	[ "$(regions)" = 0 ]
 }
 
+@test "a vhost-user network device that was plugged into the VM: refused before its driver starts" {
+	start_faultd
+	# Its process, as far as it is asked here: features, a number of queues.
+	python3 -c '
+import socket, struct, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen()
+c = s.accept()[0]
+def get(n):
+    b = b""
+    while len(b) < n:
+        more = c.recv(n - len(b))
+        if not more:
+            sys.exit()
+        b += more
+    return b
+while True:
+    request, flags, size = struct.unpack("<III", get(12))
+    get(size)
+    if request in (1, 15, 17):
+        c.sendall(struct.pack("<IIIQ", request, 5, 8, {1: 0x178000000, 15: 0, 17: 1}[request]))' "$FM_TMP/vu" 3>&- &
+	track $!
+	wait_for 10 test -S "$FM_TMP/vu"
+	start_vm "${SHARED[@]}" -device pcie-root-port,id=rp1,slot=1
+	hmp "chardev-add socket,id=c,path=$FM_TMP/vu"
+	hmp 'netdev_add vhost-user,id=n,chardev=c'
+	hmp 'device_add virtio-net-pci,netdev=n,bus=rp1,id=nic'
+	[[ $(hmp 'info network') == *'nic: index=0,type=nic,'*',type=vhost-user,'* ]]
+	hotplug 1 --attach "$QMP"
+	says 'vhost-user device: its process maps'
+	hotplug 1 "$QMP" 128M
+	says 'vhost-user device'
+	[ "$(regions)" = 0 ]
+}
+
 # Also without rights: tests/guest/libvirt.bats.
 @test "QEMU's own sandbox allows it" {
 	start_faultd
