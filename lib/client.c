@@ -10,7 +10,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -29,6 +31,8 @@ struct mapping {
 	uint64_t id;
 	pid_t pid; /* whose memory it is: a forked child inherits this list, but not the memory */
 	int memfd;
+	dev_t dev; /* of the memfd, as /proc/self/maps has it */
+	ino_t ino;
 	unsigned nshards;
 	int uffd[FM_MAX_SHARDS];
 	char *run_dir;
@@ -115,11 +119,14 @@ static void close_fds(struct mapping *m)
 static int make_memory(struct mapping *m, const char *name)
 {
 	char label[FM_NAME_MAX + 8] = "fm:";
+	struct stat st;
 
 	strcat(label, name);
 	m->memfd = memfd_create(label, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (m->memfd < 0 || ftruncate(m->memfd, (off_t)m->length) < 0)
+	if (m->memfd < 0 || ftruncate(m->memfd, (off_t)m->length) < 0 || fstat(m->memfd, &st) < 0)
 		return -errno;
+	m->dev = st.st_dev;
+	m->ino = st.st_ino;
 	/* Its size is part of the deal; and no seal may come later that forbids to punch it. */
 	if (fcntl(m->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
 		return -errno;
@@ -305,6 +312,104 @@ static struct mapping *part_gone(uint64_t id, const char *a, size_t length)
 	return m;
 }
 
+/* What is mapped at an address. */
+struct at {
+	uint64_t start, end, offset, ino;
+	dev_t dev;
+};
+
+static uint64_t hex(const char **p)
+{
+	uint64_t v = 0;
+
+	for (;; (*p)++)
+		if (**p >= '0' && **p <= '9')
+			v = v << 4 | (uint64_t)(**p - '0');
+		else if (**p >= 'a' && **p <= 'f')
+			v = v << 4 | (uint64_t)(**p - 'a' + 10);
+		else
+			return v;
+}
+
+/* A line of /proc/self/maps up to its inode: START-END PERM OFFSET MAJOR:MINOR INODE. */
+static void parse_at(const char *line, struct at *at)
+{
+	const char *p = line;
+	unsigned major_, minor_;
+
+	at->start = hex(&p);
+	p += *p == '-';
+	at->end = hex(&p);
+	p += strspn(p, " ");
+	p += strcspn(p, " ");
+	p += strspn(p, " ");
+	at->offset = hex(&p);
+	p += strspn(p, " ");
+	major_ = (unsigned)hex(&p);
+	p += *p == ':';
+	minor_ = (unsigned)hex(&p);
+	at->dev = makedev(major_, minor_);
+	at->ino = strtoull(p, NULL, 10);
+}
+
+/* Returns 1 and *at; 0: nothing is mapped there; -1: it cannot be told. Without malloc(), which may lie in far memory itself. */
+static int look_at(const char *a, struct at *at)
+{
+	char buf[4096];
+	size_t n = 0;
+	ssize_t r;
+	int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC), found = fd < 0 ? -1 : 0;
+
+	while (found == 0) {
+		char *line = buf, *end;
+
+		r = read(fd, buf + n, sizeof buf - 1 - n);
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r <= 0) {
+			found = r < 0 ? -1 : 0;
+			break;
+		}
+		n += (size_t)r;
+		buf[n] = '\0';
+		for (; found == 0 && (end = memchr(line, '\n', n - (size_t)(line - buf))); line = end + 1) {
+			*end = '\0';
+			parse_at(line, at);
+			found = (uintptr_t)a >= at->start && (uintptr_t)a < at->end;
+		}
+		n -= (size_t)(line - buf);
+		memmove(buf, line, n);
+		if (n == sizeof buf - 1)
+			n = 0; /* a path as long as the buffer: what is left of it is no line of ours */
+	}
+	if (fd >= 0)
+		close(fd);
+	return found;
+}
+
+/*
+ * The mapping that the page at a belongs to. By its file, not by where it was mapped first: mremap() may have moved it, and something else may be there now.
+ * Where nothing is mapped it was given back before, as far as that goes by its old address. The caller has the lock.
+ */
+static struct mapping **find(const char *a)
+{
+	struct mapping **link, *m;
+	struct at at;
+	int known = look_at(a, &at);
+
+	for (link = &mappings; (m = *link); link = &m->next) {
+		if (m->pid != getpid())
+			continue;
+		if (known == 1 && at.ino == m->ino && at.dev == m->dev) {
+			m->address = (char *)(uintptr_t)(at.start - at.offset);
+			break;
+		}
+		if (known != 1 && a >= m->address && a < m->address + m->length)
+			break;
+	}
+	return link;
+}
+
 int fm_unmap(void *address, size_t length)
 {
 	struct mapping **link, *m;
@@ -312,9 +417,8 @@ int fm_unmap(void *address, size_t length)
 
 	length = page_up(length);
 	pthread_mutex_lock(&lock);
-	for (link = &mappings; (m = *link); link = &m->next)
-		if (m->pid == getpid() && a >= m->address && a < m->address + m->length)
-			break;
+	link = find(a);
+	m = *link;
 	if (!m || length == 0 || (uintptr_t)a % FM_PAGE_SIZE || length > (size_t)(m->address + m->length - a)) {
 		pthread_mutex_unlock(&lock);
 		errno = EINVAL;

@@ -25,12 +25,12 @@ struct fm_options {
 /*
  * Map length bytes of far memory, zero-filled and page-aligned.
  *
- * length: bytes, rounded up to whole 4 KiB pages, at most 16 TiB. options: may be NULL; only read during the call.
+ * length: bytes, rounded up to whole 4 KiB pages, less than 16 TiB (at most 2^32 - 2 pages). options: may be NULL; only read during the call.
  * Returns the address, or NULL with errno: EINVAL (length 0 or too large, bad name, local_bytes or dma_grace_ms), ECONNREFUSED or
  * ENOENT (no fm-faultd on that run directory), EACCES (not allowed to connect), EPERM (neither userfaultfd(2) nor the
  * daemon's /dev/userfaultfd may be used), EAGAIN (the daemon's registry is away: no new regions until it is back; or this
  * user has too many connections to it), EDQUOT (this user has too many regions, or too much far memory), ENOMEM,
- * EMFILE (no descriptors left here, or in fm-faultd), EPROTO (the daemon speaks another version).
+ * EMFILE (no descriptors left here, or in fm-faultd), ENAMETOOLONG (run_dir is too long for a socket's path), EPROTO (the daemon speaks another version).
  *
  * The memory is MADV_DONTFORK (a forked child does not have it: touching it there is SIGSEGV; it may map memory of its own) and MADV_DONTDUMP.
  * A page that is lost by every replica of the store raises SIGBUS when touched, never other bytes. MADV_REMOVE frees
@@ -43,7 +43,7 @@ void *fm_map(size_t length, const struct fm_options *options);
 /*
  * Give back memory from fm_map() and free its pages, here and in the store.
  *
- * address, length: a whole mapping, or a page-aligned part of one (length is rounded up to pages).
+ * address, length: a whole mapping, or a page-aligned part of one (length is rounded up to pages), where it is now.
  * Returns 0, or -1 with errno: EINVAL (not memory of fm_map), ENOMEM (a part, and no memory to note that, or too many
  * mappings: nothing was given back). No other thread may use the range meanwhile. Any thread.
  */

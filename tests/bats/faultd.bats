@@ -325,6 +325,25 @@ blocks_at_most() {
 	stop_faultd
 }
 
+@test "mremap of the whole: fm_unmap gives it back where it is now, in parts, too; and nothing else that is where it was" {
+	local files
+	start_faultd --local 256p
+	start_client map:first:64 map:moved:1024 fill:0:1024:5 move:1024 check:0:1024:5 unmap:0:24 unmap:100:24 check:24:76:5 say:part until:"$go" \
+		unmap:0:1024 say:all until:"$go.2" map:again:512 fill:0:512:6 move:512 old:EINVAL check:0:512:6 unmap:0:512 say:again until:"$go.3"
+	client_says part
+	touch "$go"
+	client_says all
+	files=$(find "/proc/$CLIENT_PID/fd" -lname '*fm:moved*' | wc -l)
+	[ "$files" -eq 0 ]
+	[ "$("$FM_BIN/fm-stat" -j | jq -r '[.regions[].name] | join(" ")')" = first ]
+	touch "$go.2"
+	client_says again
+	[ "$("$FM_BIN/fm-stat" -j | jq -r '[.regions[].name] | join(" ")')" = first ]
+	touch "$go.3"
+	ends_well "$CLIENT_PID"
+	stop_faultd
+}
+
 @test "mremap of a part: what is away raises SIGBUS there, also for the fm-faultd after; the rest is as it was" {
 	local how
 	for how in stays restarted; do

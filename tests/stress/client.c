@@ -13,6 +13,7 @@
  *   munmap:FIRST:N          munmap(2), behind libfm's back
  *   unmap:FIRST:N           fm_unmap
  *   move:N                  mremap(2) of all N pages to another address
+ *   old:ERRNAME             fm_unmap of where that was before, and where something else is now: fails, and harms nothing
  *   movepart:FIRST:N        mremap(2) of these pages to another address
  *   bus:N:TAG               of the first N pages of what movepart moved, those that are away raise SIGBUS; the others are right
  *   lone:N:FILE             read of the first N pages one at a time, in no order, until the file exists
@@ -88,17 +89,30 @@ static bool maps(char **a)
 	return true;
 }
 
+static void *old;
+
 static bool move(uint64_t n)
 {
 	void *to = mmap(NULL, n * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (to == MAP_FAILED)
 		return false;
-	to = mremap((void *)(uintptr_t)memory, n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	old = (void *)(uintptr_t)memory;
+	to = mremap(old, n * PAGE, n * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
 	if (to == MAP_FAILED)
 		return false;
 	memory = to;
 	return true;
+}
+
+static bool unmap_old(const char *error)
+{
+	uint64_t *p = mmap(old, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (p == MAP_FAILED)
+		return false;
+	*p = 7;
+	return fm_unmap(old, PAGE) < 0 && strcmp(strerrorname_np(errno), error) == 0 && *p == 7 && munmap(p, PAGE) == 0;
 }
 
 static const volatile uint64_t *part;
@@ -324,6 +338,8 @@ static bool step(char *text)
 		return fm_unmap((void *)(uintptr_t)(memory + n[0] * WORDS), n[1] * PAGE) == 0;
 	if (strcmp(a[0], "move") == 0)
 		return move(n[0]);
+	if (strcmp(a[0], "old") == 0)
+		return unmap_old(a[1]);
 	if (strcmp(a[0], "movepart") == 0)
 		return move_part(n[0], n[1]);
 	if (strcmp(a[0], "bus") == 0)
