@@ -107,7 +107,7 @@ static bool move(uint64_t n)
 
 static bool unmap_old(const char *error)
 {
-	uint64_t *p = mmap(old, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	uint64_t *p = !error ? MAP_FAILED : mmap(old, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 
 	if (p == MAP_FAILED)
 		return false;
@@ -142,6 +142,8 @@ static bool bus(uint64_t n, uint64_t tag)
 {
 	volatile unsigned raised = 0;
 
+	if (!part)
+		return false;
 	signal(SIGBUS, on_sigbus);
 	alarm(60);
 	for (volatile uint64_t p = 0; p < n; p++) {
@@ -349,7 +351,7 @@ static bool step(char *text)
 	if (strcmp(a[0], "munmaps") == 0)
 		return munmaps(n[0], n[1]);
 	if (strcmp(a[0], "lone") == 0)
-		return lone(n[0], a[2]);
+		return a[1] && a[2] && lone(n[0], a[2]);
 	if (strcmp(a[0], "realtime") == 0)
 		return sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){.sched_priority = 1}) == 0;
 	if (strcmp(a[0], "nofile") == 0)
