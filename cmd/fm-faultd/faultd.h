@@ -153,7 +153,7 @@ void region_register(struct faultd *d, struct conn *c, const struct fm_ctl_regis
 int region_take_over(struct faultd *d, char *why);
 /*
  * The lock of the run directory is held by another fm-faultd: have it end, when its regions can be taken over by this one, and take its
- * lock. Returns 0 or -errno with why; then it runs on, or its regions wait for the next one. takeover.c.
+ * lock. Returns 0 or -errno with why; then it runs on, or its regions wait for the next one. replace.c, as what follows.
  */
 int daemon_replace(struct faultd *d, char *why);
 /* How many regions an fm-faultd before us left, or dies: what hangs on there being none must not be done because nobody could look. */
