@@ -224,7 +224,7 @@ static void choose_key_file(struct faultd *d)
 static void lock_run_dir(struct faultd *d)
 {
 	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-	struct stat st;
+	struct stat st = {0};
 
 	/* The modes of the run directory and its files are an interface: INTERFACES.md. */
 	umask(0027);
@@ -233,7 +233,10 @@ static void lock_run_dir(struct faultd *d)
 	d->run_fd = open(d->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->run_fd < 0)
 		fm_die(FM_EXIT_FAILED, "%s: cannot open the run directory: %m", d->run_dir);
-	if (fstat(d->run_fd, &st) == 0 && (st.st_mode & S_IWOTH))
+	/* With the sticky bit nobody else takes our files away: a tmpfs is mounted so. */
+	if (fstat(d->run_fd, &st) == 0 && (st.st_mode & S_IWOTH) && (st.st_mode & S_ISVTX))
+		fm_warn("%s: the run directory may be written by everybody", d->run_dir);
+	else if (st.st_mode & S_IWOTH)
 		fm_die(FM_EXIT_FAILED, "%s: the run directory may be written by everybody: chmod o-w", d->run_dir);
 	d->lock_fd = openat(d->run_fd, FM_DAEMON_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
 	if (d->lock_fd < 0)

@@ -32,6 +32,11 @@ teardown() {
 	[ "$status" -eq 1 ]
 	[ "$output" = "fm-faultd: $FM_RUN_DIR: the run directory may be written by everybody: chmod o-w" ]
 	[ -z "$(ls -A "$FM_RUN_DIR")" ]
+	# As a tmpfs is mounted.
+	chmod 1777 "$FM_RUN_DIR"
+	start_faultd
+	grep -q 'the run directory may be written by everybody' "$FM_TMP/faultd.log"
+	stop_faultd
 }
 
 @test "fm-stat, who may not read the daemon's files, does not say that it does not run" {

@@ -15,6 +15,17 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* The checksum over what is before the page words. */
+static void seal(int fd, uint64_t words_offset)
+{
+	struct fm_region_hdr *h = mmap(NULL, words_offset, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (h == MAP_FAILED)
+		abort();
+	h->sum = fm_shmfile_region_sum(h);
+	munmap(h, words_offset);
+}
+
 static int make_file(uint64_t *file)
 {
 	static struct fm_region_hdr h;
@@ -37,6 +48,7 @@ static int make_file(uint64_t *file)
 		if (pwrite(fd, &s, 32, (off_t)(shards + i * sizeof s)) != 32)
 			abort();
 	}
+	seal(fd, words);
 	return fd;
 }
 
