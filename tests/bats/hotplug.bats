@@ -592,7 +592,8 @@ while True:
 	memory=$(find "/proc/$VM_PID/fd" -lname '/memfd:memory-backend*')
 	hotplug 0 --detach "pid:$VM_PID"
 	before=$(footprint)
-	flock -n -x "$memory" sleep 60 3>&- &
+	# Waits: the look for it below holds the lock for a moment.
+	flock -x "$memory" sleep 60 3>&- &
 	track $!
 	locked() { ! flock -n "$memory" true; }
 	wait_for 20 locked
