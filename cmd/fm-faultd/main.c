@@ -220,11 +220,26 @@ static void choose_key_file(struct faultd *d)
 	d->store_options.key_file = key_file;
 }
 
+/* A run directory that was there, and that everybody may write: who may do that could put files of his own in the place of ours. */
+static void guard_run_dir(const struct faultd *d)
+{
+	struct stat st;
+
+	if (fstat(d->run_fd, &st) < 0 || !(st.st_mode & S_IWOTH))
+		return;
+	/* With the sticky bit he cannot; a tmpfs is mounted so, and /tmp is others' too. */
+	if (st.st_mode & S_ISVTX)
+		fm_warn("%s: the run directory may be written by everybody", d->run_dir);
+	else if (fchmod(d->run_fd, st.st_mode & 07775) == 0)
+		fm_warn("%s: the run directory could be written by everybody: not any more", d->run_dir);
+	else
+		fm_die(FM_EXIT_FAILED, "%s: the run directory may be written by everybody: chmod o-w", d->run_dir);
+}
+
 /* Be the only fm-faultd of the run directory, or die naming the one that is. */
 static void lock_run_dir(struct faultd *d)
 {
 	struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-	struct stat st = {0};
 
 	/* The modes of the run directory and its files are an interface: INTERFACES.md. */
 	umask(0027);
@@ -233,11 +248,7 @@ static void lock_run_dir(struct faultd *d)
 	d->run_fd = open(d->run_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->run_fd < 0)
 		fm_die(FM_EXIT_FAILED, "%s: cannot open the run directory: %m", d->run_dir);
-	/* With the sticky bit nobody else takes our files away: a tmpfs is mounted so. */
-	if (fstat(d->run_fd, &st) == 0 && (st.st_mode & S_IWOTH) && (st.st_mode & S_ISVTX))
-		fm_warn("%s: the run directory may be written by everybody", d->run_dir);
-	else if (st.st_mode & S_IWOTH)
-		fm_die(FM_EXIT_FAILED, "%s: the run directory may be written by everybody: chmod o-w", d->run_dir);
+	guard_run_dir(d);
 	d->lock_fd = openat(d->run_fd, FM_DAEMON_LOCK, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
 	if (d->lock_fd < 0)
 		fm_die(FM_EXIT_FAILED, "%s/%s: cannot open: %m", d->run_dir, FM_DAEMON_LOCK);
