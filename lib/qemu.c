@@ -195,6 +195,40 @@ unsigned fm_qemu_backends(const char *buf, size_t len, struct fm_qemu_backend *l
 	return n;
 }
 
+static bool memdev_of_list(const char *v, struct fm_qemu_memdev *d)
+{
+	return (option_value(v, "driver", d->driver, sizeof d->driver) || option_value(v, NULL, d->driver, sizeof d->driver)) &&
+	       option_value(v, "memdev", d->backend, sizeof d->backend);
+}
+
+static bool memdev_of_json(const char *v, struct fm_qemu_memdev *d)
+{
+	json_t *json = json_loads(v, 0, NULL);
+	const char *driver = json_string_value(json_object_get(json, "driver"));
+	const char *backend = json_string_value(json_object_get(json, "memdev"));
+	bool yes = driver && backend && strlen(driver) < sizeof d->driver && strlen(backend) < sizeof d->backend;
+
+	if (yes) {
+		strcpy(d->driver, driver);
+		strcpy(d->backend, backend);
+	}
+	json_decref(json);
+	return yes;
+}
+
+unsigned fm_qemu_memdevs(const char *buf, size_t len, struct fm_qemu_memdev *list, unsigned max)
+{
+	const char *end = buf + len, *v;
+	unsigned n = 0;
+
+	if (!len || !memchr(buf, '\0', len))
+		return 0;
+	for (const char *a = buf; a && n < max; a = next_arg(a, end))
+		if (is_option(a, "device") && (v = next_arg(a, end)) && (*v == '{' ? memdev_of_json : memdev_of_list)(v, &list[n]))
+			n++;
+	return n;
+}
+
 /* Does the word at p, which ends at a blank or parenthesis, name the block? QEMU calls it by the id or by its path. */
 static bool is_block(const char *p, const char *id)
 {

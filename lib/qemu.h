@@ -39,6 +39,18 @@ struct fm_qemu_backend {
  */
 unsigned fm_qemu_backends(const char *buf, size_t len, struct fm_qemu_backend *list, unsigned max);
 
+/* A device on QEMU's command line that uses a memory backend. */
+struct fm_qemu_memdev {
+	char driver[40]; /* "ivshmem-plain" */
+	char backend[64]; /* the backend's id */
+};
+
+/*
+ * The devices with a memory backend (-device DRIVER,memdev=ID, as a list or as JSON) in buf, the text of /proc/PID/cmdline. list: room for
+ * max; those that cannot be understood are left out. Returns their number.
+ */
+unsigned fm_qemu_memdevs(const char *buf, size_t len, struct fm_qemu_memdev *list, unsigned max);
+
 /*
  * Where the guest sees a RAM block, from the text of `info mtree -f` (NUL-terminated). id: of the memory backend. *gpa: a
  * guest physical address at which some part of it is mapped; *offset: of that part in the block, bytes. Returns 0 or -ENOENT

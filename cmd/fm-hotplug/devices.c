@@ -11,6 +11,9 @@
 
 #include "domxml.h"
 #include "hotplug.h"
+#include "qemu.h"
+
+#define MEMDEVS_MAX 64 /* on a command line */
 
 static const char pins[] = "it pins the guest's memory, which can then not be paged: remove it";
 static const char maps[] = "its process maps the guest's memory and would read missing pages as zeros: remove it";
@@ -191,4 +194,93 @@ int vm_forbidden(struct vm *vm, const struct forbidden **what)
 		*what = &vhost_user;
 	fm_domxml_free(&x);
 	return FM_EXIT_OK;
+}
+
+/* --- files --- */
+
+static bool is_file_device(const char *driver)
+{
+	static const char *const starts[] = {"ivshmem", "nvdimm", "virtio-pmem"};
+
+	for (unsigned i = 0; i < sizeof starts / sizeof *starts; i++)
+		if (!strncmp(driver, starts[i], strlen(starts[i])))
+			return true;
+	return false;
+}
+
+static void mark(struct backend *list, size_t n, const char *id)
+{
+	for (size_t i = 0; i < n; i++)
+		list[i].is_file |= !strcmp(list[i].id, id);
+}
+
+static unsigned memdevs(int pid, struct fm_qemu_memdev list[MEMDEVS_MAX])
+{
+	size_t len;
+	char *buf = vm_cmdline(pid, &len);
+	unsigned n = buf ? fm_qemu_memdevs(buf, len, list, MEMDEVS_MAX) : 0;
+
+	free(buf);
+	return n;
+}
+
+/* Those that were plugged into the running VM; an nvdimm is a memory device, too. */
+static void mark_by_qom(struct fm_qmp *qmp, const char *parent, struct backend *backends, size_t n)
+{
+	json_t *list = NULL, *e, *memdev;
+	char path[256];
+	size_t i;
+
+	if (fm_qmp_call(qmp, "qom-list", json_pack("{s:s}", "path", parent), &list, FM_QMP_REPLY_MS))
+		return;
+	json_array_foreach(list, i, e) {
+		const char *type = json_string_value(json_object_get(e, "type")), *id;
+
+		if (!type || strncmp(type, "child<", 6) || !is_file_device(type + 6))
+			continue;
+		snprintf(path, sizeof path, "%s/%s", parent, json_string_value(json_object_get(e, "name")));
+		memdev = NULL;
+		if (fm_qmp_call(qmp, "qom-get", json_pack("{s:s, s:s}", "path", path, "property", "memdev"), &memdev, FM_QMP_REPLY_MS))
+			continue;
+		id = json_string_value(memdev) ? strrchr(json_string_value(memdev), '/') : NULL;
+		if (id)
+			mark(backends, n, id + 1);
+		json_decref(memdev);
+	}
+	json_decref(list);
+}
+
+int vm_mark_files(struct vm *vm, struct backend *list, size_t n)
+{
+	struct fm_qemu_memdev on_line[MEMDEVS_MAX];
+	unsigned nline = memdevs(vm->pid, on_line);
+	struct device *d;
+	size_t nd;
+	int r = vm_devices(vm, &d, &nd);
+
+	if (r)
+		return r;
+	for (unsigned i = 0; i < nline; i++)
+		if (is_file_device(on_line[i].driver))
+			mark(list, n, on_line[i].backend);
+	for (size_t i = 0; i < nd; i++)
+		if (is_file_device(d[i].type))
+			mark(list, n, d[i].backend);
+	free(d);
+	if (vm->qmp) {
+		mark_by_qom(vm->qmp, "/machine/peripheral", list, n);
+		mark_by_qom(vm->qmp, "/machine/peripheral-anon", list, n);
+	}
+	return FM_EXIT_OK;
+}
+
+bool vm_may_have_files(int pid)
+{
+	struct fm_qemu_memdev list[MEMDEVS_MAX];
+	unsigned n = memdevs(pid, list);
+
+	for (unsigned i = 0; i < n; i++)
+		if (is_file_device(list[i].driver))
+			return true;
+	return n == MEMDEVS_MAX;
 }

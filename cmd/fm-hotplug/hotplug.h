@@ -71,6 +71,7 @@ struct backend {
 	char id[ID_MAX];
 	uint64_t bytes;
 	bool share;
+	bool is_file; /* see vm_mark_files() */
 };
 /* All backends: an array of *n, to be freed. */
 int vm_backends(struct vm *vm, struct backend **list, size_t *n);
@@ -138,6 +139,14 @@ struct forbidden {
 };
 /* *what: static, or NULL: it has none. */
 int vm_forbidden(struct vm *vm, const struct forbidden **what);
+
+/*
+ * Set is_file of those backends whose memory is the content of a file before it is RAM: others read it (ivshmem), or it is to be found there when the VM
+ * has ended (nvdimm, virtio-pmem). Pages that are far are not in the file.
+ */
+int vm_mark_files(struct vm *vm, struct backend *list, size_t n);
+/* May the VM have such a backend? By its command line, for a VM without QMP. */
+bool vm_may_have_files(int pid);
 
 /* --- memory.c: a backend's memory in the QEMU process --- */
 

@@ -64,25 +64,32 @@ static int take_backends(int ctl, struct vm *vm, const char *run_dir, struct tal
 	struct backend *list;
 	struct memory m;
 	size_t n;
-	int r = vm_backends(vm, &list, &n);
+	int code, r = vm_backends(vm, &list, &n);
 
 	if (r)
 		return r;
-	for (size_t i = 0; i < n; i++) {
+	r = vm_mark_files(vm, list, n);
+	for (size_t i = 0; i < n && !r; i++) {
 		if (!list[i].share) {
 			fm_warn("%s: %s: it is private (share=off): start the VM with share=on for its memory backend", vm->arg,
 				list[i].id);
 			refused(t, FM_EXIT_FAILED);
 			continue;
 		}
-		r = memory_find(vm, &list[i], &m);
-		if (r)
-			refused(t, r);
+		if (list[i].is_file) {
+			fm_warn("%s: %s: it is the file of an ivshmem, nvdimm or virtio-pmem device, in which far pages would be missing", vm->arg,
+				list[i].id);
+			refused(t, FM_EXIT_FAILED);
+			continue;
+		}
+		code = memory_find(vm, &list[i], &m);
+		if (code)
+			refused(t, code);
 		else
 			take(ctl, vm, run_dir, list[i].id, &m, t);
 	}
 	free(list);
-	return FM_EXIT_OK;
+	return r;
 }
 
 /* Without QMP nobody tells a backend's id: its file's inode stands for it. */
@@ -91,8 +98,15 @@ static int take_mappings(int ctl, struct vm *vm, const char *run_dir, struct tal
 	struct memory *list;
 	char id[32];
 	size_t n;
-	int r = memory_list(vm, &list, &n);
+	int r;
 
+	if (vm_may_have_files(vm->pid)) {
+		fm_warn("%s: it has an ivshmem, nvdimm or virtio-pmem device, in whose file far pages would be missing, and without a QMP socket nobody "
+			"tells which memory it is: start the VM with -qmp unix:PATH,server=on,wait=off",
+			vm->arg);
+		return FM_EXIT_FAILED;
+	}
+	r = memory_list(vm, &list, &n);
 	if (r)
 		return r;
 	for (size_t i = 0; i < n; i++) {

@@ -696,6 +696,32 @@ os.execvp(sys.argv[2], sys.argv[2:])' "$QMP")
 	[ "$(regions)" = 0 ]
 }
 
+@test "memory that cannot be paged: files of ivshmem, nvdimm and virtio-pmem devices" {
+	[ "$(stat -f -c %T /dev/shm)" = tmpfs ] || skip "/dev/shm is not tmpfs"
+	files=$(mktemp -d /dev/shm/fm-test.XXXXXX)
+	# shellcheck disable=SC2064 # now
+	trap "rm -rf '$files'" EXIT
+	start_faultd
+	devices=(-machine nvdimm=on -device pcie-root-port,id=rp1,slot=1 -object "memory-backend-file,id=sh0,size=16M,share=on,mem-path=$files/sh"
+		-device ivshmem-plain,memdev=sh0 -object "memory-backend-file,id=nv0,size=128M,share=on,mem-path=$files/nv" -device nvdimm,memdev=nv0,id=n0
+		-object memory-backend-memfd,id=pm0,size=128M,share=on -device '{"driver":"virtio-pmem-pci","id":"p0","memdev":"pm0"}')
+	start_vm "${SHARED[@]}" "${devices[@]}"
+	hmp 'object_add memory-backend-memfd,id=sh1,size=16M,share=on'
+	hmp 'device_add ivshmem-plain,memdev=sh1,bus=rp1'
+	"$FM_BIN/fm-hotplug" --attach "$QMP" > "$FM_TMP/out" 2> "$FM_TMP/err" 3>&- && return 1
+	cat "$FM_TMP/out" "$FM_TMP/err"
+	for id in sh0 nv0 pm0 sh1; do
+		grep -q ": $id: it is the file of an ivshmem, nvdimm or virtio-pmem device" "$FM_TMP/err"
+	done
+	grep -q '^ram0: 256M, region' "$FM_TMP/out"
+	[ "$(regions)" = 1 ]
+	kill -KILL "$VM_PID"
+	wait_for 10 gone "$VM_PID"
+	start_qemu -m 256M,slots=4,maxmem=2G "${SHARED[@]}" "${devices[@]}"
+	hotplug 1 --attach "pid:$VM_PID"
+	says 'it has an ivshmem, nvdimm or virtio-pmem device'
+}
+
 @test "memory that cannot be paged: a file on a disk" {
 	[ "$(stat -f -c %T "$FM_TMP")" != tmpfs ] || skip "$FM_TMP is on tmpfs"
 	start_faultd

@@ -119,11 +119,28 @@ static void test_backends(void)
 	is_u64(fm_qemu_backends("x", 1, b, 8), 0, "no command line");
 }
 
+static void test_memdevs(void)
+{
+	static const char line[] = "qemu\0-device\0ivshmem-plain,memdev=sh0\0-device\0virtio-net-pci,netdev=n\0--device\0id=d0,driver=pc-dimm,memdev=m"
+				   "\0-device\0{\"driver\":\"nvdimm\",\"memdev\":\"nv\",\"id\":\"n0\"}\0-device\0{broken\0-device\0{\"driver\":1}\0"
+				   "-object\0memory-backend-ram,memdev=x\0-device";
+	struct fm_qemu_memdev d[8];
+
+	if (!is_u64(fm_qemu_memdevs(line, sizeof line, d, 8), 3, "devices with memory"))
+		return;
+	ok(!strcmp(d[0].driver, "ivshmem-plain") && !strcmp(d[0].backend, "sh0"), "as a list");
+	ok(!strcmp(d[1].driver, "pc-dimm") && !strcmp(d[1].backend, "m"), "driver by its key");
+	ok(!strcmp(d[2].driver, "nvdimm") && !strcmp(d[2].backend, "nv"), "as JSON");
+	is_u64(fm_qemu_memdevs(line, sizeof line, d, 2), 2, "no more than there is room for");
+	is_u64(fm_qemu_memdevs("x", 1, d, 8), 0, "no command line");
+}
+
 int main(void)
 {
 	test_cmdline();
 	test_option();
 	test_backends();
+	test_memdevs();
 	test_mtree();
 	test_gpa2hva();
 	return tap_done();
