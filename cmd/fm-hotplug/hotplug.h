@@ -15,7 +15,7 @@
 #include "qmp.h"
 #include "shmfile.h"
 
-#define ID_MAX 40 /* bytes of a device's or backend's id with its NUL */
+#define ID_MAX 64 /* bytes of a device's or backend's id with its NUL; as fm_ctl_register.vm_id has */
 
 struct options {
 	const char *vm;       /* as given */

@@ -43,14 +43,16 @@ static int find_device(struct vm *vm, const char *id, struct device *out)
 
 static int new_size(const struct options *o, const struct device *d, uint64_t *bytes)
 {
-	uint64_t by = o->pages * FM_PAGE_SIZE;
-	char have[16], max[16];
+	/* From what the guest was asked for: it may still be on its way there, and a step back takes back that. */
+	uint64_t by = o->pages * FM_PAGE_SIZE, from = d->requested;
+	char have[16], asked[16], max[16];
 
-	if (o->shrink ? by <= d->bytes : by <= d->max_bytes - d->bytes) {
-		*bytes = o->shrink ? d->bytes - by : d->bytes + by;
+	if (o->shrink ? by <= from : from <= d->max_bytes && by <= d->max_bytes - from) {
+		*bytes = o->shrink ? from - by : from + by;
 		return FM_EXIT_OK;
 	}
-	fm_warn("%s: device '%s': it has %s and can have 0 to %s", o->vm, d->id, d->bytes ? fm_size_format(d->bytes / FM_PAGE_SIZE, have) : "0",
+	fm_warn("%s: device '%s': it has %s, is asked for %s and can have 0 to %s", o->vm, d->id,
+		d->bytes ? fm_size_format(d->bytes / FM_PAGE_SIZE, have) : "0", from ? fm_size_format(from / FM_PAGE_SIZE, asked) : "0",
 		fm_size_format(d->max_bytes / FM_PAGE_SIZE, max));
 	return FM_EXIT_FAILED;
 }

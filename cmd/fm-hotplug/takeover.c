@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,8 +31,15 @@ static void take(int ctl, struct vm *vm, const char *run_dir, const char *id, co
 	int file, remote, r;
 	uint64_t region;
 	char size[16];
+	sigset_t ends, before;
 	bool far;
 
+	/* An interruption would leave userfaultfds open in QEMU: between two backends it is soon enough. */
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGINT);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGHUP);
+	sigprocmask(SIG_BLOCK, &ends, &before);
 	r = memory_check(vm, id, m, &far, &file, &remote);
 	if (!r && !far)
 		r = memory_claim(vm, id, m, file, &far);
@@ -42,7 +50,7 @@ static void take(int ctl, struct vm *vm, const char *run_dir, const char *id, co
 			refused(t, r);
 		else
 			t->far++;
-		return;
+		goto restore;
 	}
 	r = far_attach(ctl, vm, m, &u);
 	if (!r)
@@ -53,10 +61,13 @@ static void take(int ctl, struct vm *vm, const char *run_dir, const char *id, co
 	far_release(vm, &u, r != FM_EXIT_OK);
 	if (r) {
 		refused(t, r);
-		return;
+		goto restore;
 	}
 	t->taken++;
 	printf("%s: %s, region %016" PRIx64 "\n", id, fm_size_format(m->bytes / FM_PAGE_SIZE, size), region);
+	fflush(stdout); /* it is so, whatever ends us now */
+restore:
+	sigprocmask(SIG_SETMASK, &before, NULL);
 }
 
 static int take_backends(int ctl, struct vm *vm, const char *run_dir, struct tally *t)

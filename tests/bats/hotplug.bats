@@ -603,6 +603,32 @@ while True:
 	[ "$(regions)" = 0 ]
 }
 
+@test "--attach that is interrupted leaves no userfaultfd behind; ids may be long" {
+	local id=ram-0123456789abcdef-0123456789abcdef-0123456789abcdef i delay
+	start_faultd
+	start_qemu -m 512M -object "memory-backend-memfd,id=$id,size=512M,share=on,prealloc=on" -machine "memory-backend=$id" \
+		-qmp "unix:$QMP,server=on,wait=off"
+	uffds() { find "/proc/$VM_PID/fd" -lname '*userfaultfd*' 2> /dev/null | wc -l; }
+	for ((i = 0; i < 20; i++)); do
+		"$FM_BIN/fm-hotplug" --attach "$QMP" > "$FM_TMP/out" 2>&1 3>&- < /dev/null &
+		delay=$((i * 8))
+		sleep "0.$(printf %03d "$delay")"
+		kill -TERM $! 2> /dev/null || true
+		wait $! || true
+		if [ "$(regions)" = 0 ]; then
+			[ "$(uffds)" -eq 0 ]
+		else
+			[ "$(uffds)" -gt 0 ]
+			hotplug 0 --detach "$QMP"
+			[ "$(uffds)" -eq 0 ]
+		fi
+	done
+	hotplug 0 --attach "$QMP"
+	says "$id: 512M, region"
+	hotplug 0 --detach "$QMP" "$id"
+	[ "$(uffds)" -eq 0 ]
+}
+
 @test "--attach: several backends, and one that is private" {
 	start_faultd
 	start_qemu -m 256M,slots=4,maxmem=2G -qmp "unix:$QMP,server=on,wait=off" -smp 2 \
@@ -934,10 +960,14 @@ os.execvp(sys.argv[2], sys.argv[2:])' "$QMP")
 	hotplug 1 --timeout 1 "$QMP" +128M --id v0
 	says 'virtio_mem driver'
 	hotplug 0 --no-wait "$QMP" +128M
-	hotplug 1 "$QMP" +640M --id v0
-	says "device 'v0': it has 0 and can have 0 to 512M"
-	hotplug 1 "$QMP" -128M --id v0
-	says 'can have 0 to 512M'
+	# What was asked for before counts, though the guest has taken none of it.
+	hotplug 1 "$QMP" +256M --id v0
+	says "device 'v0': it has 0, is asked for 384M and can have 0 to 512M"
+	hotplug 0 --no-wait "$QMP" -128M --id v0
+	hotplug 0 --list "$QMP"
+	says '0/256M'
+	hotplug 1 "$QMP" -384M --id v0
+	says 'is asked for 256M and can have 0 to 512M'
 	hotplug 1 "$QMP" +128M --id other
 	says "device 'other': no memory device of this id"
 	hotplug 2 "$QMP" +100M --id v0
