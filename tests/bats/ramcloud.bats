@@ -77,6 +77,18 @@ tortured() {
 	stop_faultd
 }
 
+# Maps are asked for seven times a second at most by each of a daemon's threads, while a tablet has no master.
+# maps_from; sleep; maps_spaced: since maps_from
+maps_from() {
+	maps=$(rc_did config) maps_us=${EPOCHREALTIME/./}
+}
+maps_spaced() {
+	local n=$(($(rc_did config) - maps)) ms=$(((${EPOCHREALTIME/./} - maps_us) / 1000))
+	echo "$n maps in $ms ms"
+	[ "$n" -ge 1 ]
+	[ "$n" -lt $((20 + ms / 10)) ]
+}
+
 # --- it works
 
 @test "the coordinator is found through ZooKeeper; torture: 0 wrong words, and the table is dropped" {
@@ -142,6 +154,21 @@ tortured() {
 	tortured retry 100 partretry 50
 }
 
+@test "RETRY with long delays: no master is asked before" {
+	rc_start
+	rc_faultd
+	torture_start $((seconds + 2)) --size $((4 << 20))
+	wait_for 60 rc_has 100
+	rc set retry 200 delay 600
+	wait_for 60 rc_did_some retry 5
+	sleep 1
+	rc set retry 0
+	torture_end 200
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
 @test "UNKNOWN_TABLET" {
 	tortured unknown 50
 }
@@ -166,6 +193,45 @@ tortured() {
 	rc_options='?timeout=300' tortured silent 2
 }
 
+@test "a server that answers nothing but pings is pinged, and keeps its connection; its pages wait" {
+	rc_start
+	rc_options='?timeout=2000' rc_faultd
+	lost_start l --size $((4 << 20)) --seed 3
+	lost_say l 100 fill
+	lost_say l 100 check
+	accepts=$(rc_did accept)
+	rc set pings 1
+	lost_send l check
+	wait_for 60 rc_did_some ping 2
+	wait_for 60 has_flag l store_down
+	unanswered l
+	rc set pings 0
+	lost_answer l 100
+	[[ $LOST_SAID =~ ' 1024 right, 0 lost, 0 wrong' ]]
+	[ "$(rc_did accept)" -eq "$accepts" ]
+	lost_end l
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+
+@test "what a page had before goes: there are no more objects than pages" {
+	rc_start
+	rc_faultd
+	lost_start l --size $((4 << 20)) --seed 4
+	lost_say l 100 fill
+	lost_say l 100 'churn 6000 1024'
+	[ "$(region_stat l store_puts)" -gt 2000 ]
+	wait_for 20 rc_has_at_most 1024
+	lost_end l
+	wait_for 20 no_regions
+	rc_clean
+	stop_faultd
+}
+rc_has_at_most() {
+	[ "$(rc count)" -le "$1" ]
+}
+
 @test "tablets split over two masters, tablets that recover, a coordinator without masters" {
 	rc_start 2
 	rc nomasters 1500
@@ -176,9 +242,10 @@ tortured() {
 	n=$(rc_did foreign)
 	rc split
 	wait_for 60 rc_did_some foreign $((n + 1))
-	n=$(rc_did config)
-	rc recovering 700
-	wait_for 60 rc_did_some config $((n + 2))
+	maps_from
+	rc recovering 2000
+	sleep 1.5
+	maps_spaced
 	torture_end 200
 	wait_for 20 no_regions
 	rc_clean
@@ -238,18 +305,6 @@ tortured() {
 	wait_for 20 no_regions
 	rc_clean
 	stop_faultd
-}
-
-# Maps are asked for seven times a second at most by each of a daemon's threads, while a tablet has no master.
-# maps_from; sleep; maps_spaced: since maps_from
-maps_from() {
-	maps=$(rc_did config) maps_us=${EPOCHREALTIME/./}
-}
-maps_spaced() {
-	local n=$(($(rc_did config) - maps)) ms=$(((${EPOCHREALTIME/./} - maps_us) / 1000))
-	echo "$n maps in $ms ms"
-	[ "$n" -gt 2 ]
-	[ "$n" -lt $((20 + ms * 40 / 1000)) ]
 }
 
 @test "a master that denies a tablet which the map says is its own: its pages wait, others' do not; the map is not asked for all the time" {

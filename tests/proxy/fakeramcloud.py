@@ -14,7 +14,7 @@ Commands (numbers are chances in 1000 unless said otherwise):
                    stray: answer twice; nobody asked for the second reply
                    lost: execute a request, then close the connection without a reply
                    late: close the connection at once, and execute its writes and removes only later
-                   silent: never answer (pings neither)
+                   silent: never answer (pings neither); pings N: master N answers nothing but pings (0: none)
                    full 0|1: refuse every write for want of room; limit N: refuse them beyond N objects (0: no limit)
                    fullrm 1: while they are, refuse removes too; capacity 1: refuse whole requests of them, with a delay of 1 to 2 ms
                    corrupt: change one byte of a value that is read
@@ -107,7 +107,7 @@ class Cloud:
         self.sel = selectors.DefaultSelector()
         self.random = random.Random(int.from_bytes(os.urandom(8), 'little'))
         self.faults = dict.fromkeys('reorder retry partretry unknown cut short fewer huge junk stray lost late silent full limit '
-                                    'fullrm capacity deny '
+                                    'fullrm capacity deny pings '
                                     'corrupt'.split(), 0)
         self.faults['recovery'] = 500
         self.faults['detect'] = self.faults['delay'] = 0
@@ -381,8 +381,12 @@ class Cloud:
         master = c.kind == 'master'
         if op != 7 and c.wait[0] < c.came < c.wait[1]:
             self.count('early')
+        if master and op == 7:
+            self.count('ping')
         if c.deaf or (master and op != 7 and self.chance('silent')):
             c.deaf = True
+            return
+        if master and op != 7 and c.number == self.faults['pings']:
             return
         if master and self.chance('late'):
             self.drop(c)
@@ -485,6 +489,8 @@ class Cloud:
         if s.family == socket.AF_INET:
             s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         c = Conn(s, kind, number)
+        if kind == 'master':
+            self.count('accept')
         self.conns.add(c)
         self.sel.register(s, selectors.EVENT_READ, ('conn', c))
 
