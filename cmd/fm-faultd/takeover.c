@@ -224,7 +224,7 @@ static int fetch(struct faultd *d, struct client **clients, uint64_t id, struct 
 		free(r);
 		return 0;
 	}
-	if (is_ours(e)) {
+	if (e == -EMFILE || e == -ENFILE || e == -ENOMEM) {
 		/* Ours, perhaps: nobody else would serve it. */
 		snprintf(why, FM_STORE_WHY, "%.100s/%s: cannot be opened: %s", d->run_dir, name, strerror(-e));
 		free(r);
