@@ -9,6 +9,7 @@ load helper
 
 setup() {
 	fm_setup
+	FILES=
 	requires qemu-system-x86_64 || skip "no qemu-system-x86_64"
 	[ "$(id -u)" -eq 0 ] || skip "not root"
 	QMP=$FM_TMP/q
@@ -18,6 +19,7 @@ setup() {
 
 teardown() {
 	fm_teardown
+	[ -z "$FILES" ] || rm -rf "$FILES"
 	[ ! -d "$FM_TMP/huge" ] || umount -l "$FM_TMP/huge"
 }
 
@@ -724,12 +726,10 @@ os.execvp(sys.argv[2], sys.argv[2:])' "$QMP")
 
 @test "memory that cannot be paged: files of ivshmem, nvdimm and virtio-pmem devices" {
 	[ "$(stat -f -c %T /dev/shm)" = tmpfs ] || skip "/dev/shm is not tmpfs"
-	files=$(mktemp -d /dev/shm/fm-test.XXXXXX)
-	# shellcheck disable=SC2064 # now
-	trap "rm -rf '$files'" EXIT
+	FILES=$(mktemp -d /dev/shm/fm-test.XXXXXX)
 	start_faultd
-	devices=(-machine nvdimm=on -device pcie-root-port,id=rp1,slot=1 -object "memory-backend-file,id=sh0,size=16M,share=on,mem-path=$files/sh"
-		-device ivshmem-plain,memdev=sh0 -object "memory-backend-file,id=nv0,size=128M,share=on,mem-path=$files/nv" -device nvdimm,memdev=nv0,id=n0
+	devices=(-machine nvdimm=on -device pcie-root-port,id=rp1,slot=1 -object "memory-backend-file,id=sh0,size=16M,share=on,mem-path=$FILES/sh"
+		-device ivshmem-plain,memdev=sh0 -object "memory-backend-file,id=nv0,size=128M,share=on,mem-path=$FILES/nv" -device nvdimm,memdev=nv0,id=n0
 		-object memory-backend-memfd,id=pm0,size=128M,share=on -device '{"driver":"virtio-pmem-pci","id":"p0","memdev":"pm0"}')
 	start_vm "${SHARED[@]}" "${devices[@]}"
 	hmp 'object_add memory-backend-memfd,id=sh1,size=16M,share=on'
