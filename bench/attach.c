@@ -1,5 +1,6 @@
 /*
- * How long a process stands still while userfaultfds are made in it: attach N times to pid, print the figures.
+ * How long a process stands still while userfaultfds are made in it: attach N times to pid, print the figures. As fm-hotplug does: when it has memory in
+ * a memfd, that is told in the same stop to take no huge pages, which waits for the process's mmap lock.
  *
  *	attach PID [COUNT [USERFAULTFDS]]
  */
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 #include "attach.h"
+#include "proc.h"
 
 #define MAX 10000
 
@@ -28,11 +30,28 @@ static void figures(const char *name, uint64_t *ns, unsigned n)
 	       (double)ns[n - 1] / 1000);
 }
 
+/* The largest mapping of a memfd. bytes 0: none. */
+static struct fm_attach_range memory_of(int pid)
+{
+	struct fm_attach_range range = {0};
+	struct fm_mapping *list;
+	size_t n;
+
+	if (fm_proc_maps(pid, &list, &n))
+		return range;
+	for (size_t i = 0; i < n; i++)
+		if (list[i].shared && strstr(list[i].name, "memory-backend-memfd") && list[i].end - list[i].start > range.bytes)
+			range = (struct fm_attach_range){.hva = list[i].start, .bytes = list[i].end - list[i].start};
+	free(list);
+	return range;
+}
+
 int main(int argc, char **argv)
 {
 	static uint64_t stopped[MAX], wait[MAX];
 	struct fm_attached a[FM_ATTACH_MAX];
 	struct fm_attach_report rep;
+	struct fm_attach_range small;
 	int remote[FM_ATTACH_MAX], r;
 	unsigned count = argc > 2 ? (unsigned)atoi(argv[2]) : 100, n = argc > 3 ? (unsigned)atoi(argv[3]) : 1;
 
@@ -40,8 +59,9 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: attach PID [COUNT [USERFAULTFDS]]\n");
 		return 2;
 	}
+	small = memory_of(atoi(argv[1]));
 	for (unsigned i = 0; i < count; i++) {
-		r = fm_attach_uffds(atoi(argv[1]), NULL, n, a, &rep);
+		r = fm_attach_uffds(atoi(argv[1]), small.bytes ? &small : NULL, n, a, &rep);
 		if (r) {
 			fprintf(stderr, "attach: pid %s: %s: %s\n", argv[1], rep.step, strerror(-r));
 			return 1;
@@ -56,8 +76,8 @@ int main(int argc, char **argv)
 			return 1;
 		usleep(3000 + i * 7919 % 5000);
 	}
-	printf("%u attaches, %u userfaultfd%s each, %u calls%s\n", count, n, n == 1 ? "" : "s", rep.calls,
-	       rep.by_device ? ", through /dev/userfaultfd" : "");
+	printf("%u attaches, %u userfaultfd%s each, %u calls%s%s\n", count, n, n == 1 ? "" : "s", rep.calls,
+	       small.bytes ? ", MADV_NOHUGEPAGE among them" : "", rep.by_device ? ", through /dev/userfaultfd" : "");
 	figures("  stood still", stopped, count);
 	figures("  asked to stop until it did", wait, count);
 	return 0;

@@ -25,7 +25,8 @@ chmod 755 "$T"
 vm() {
 	local name=$1
 	shift
-	"${as[@]}" timeout 120 qemu-system-x86_64 -accel tcg,tb-size=32 -machine q35 -nodefaults -display none -m 256M "$@" 2> "$T/log" &
+	"${as[@]}" timeout 120 qemu-system-x86_64 -accel tcg,tb-size=32 -machine q35 -nodefaults -display none -m 256M \
+		-object memory-backend-memfd,id=ram0,size=256M,share=on -machine memory-backend=ram0 "$@" 2> "$T/log" &
 	pids+=($!)
 	for _ in {1..100}; do
 		VM=$(cat "/proc/$!/task/$!/children")

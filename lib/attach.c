@@ -435,7 +435,7 @@ const char *fm_attach_why(int error)
 	case ENOEXEC:
 		return "not a 64-bit x86 program that system calls can be made in";
 	case ETIMEDOUT:
-		return "its main thread did not stop within 2 s: it sleeps uninterruptibly, or its cgroup is frozen";
+		return "its main thread did not stop within 10 s: it sleeps uninterruptibly, or its cgroup is frozen";
 	case EMFILE:
 		return "too many open files, in the process or here";
 	case EIO:

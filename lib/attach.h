@@ -53,7 +53,7 @@ struct fm_attach_report {
  *   -EACCES    it may not make a userfaultfd, and /dev/userfaultfd could not be given to it
  *   -ENOSYS    the kernel, or a seccomp filter of the process, has no userfaultfd(2)
  *   -ENOEXEC   no `syscall` instruction was found in it, or it is a 32-bit program
- *   -ETIMEDOUT it did not stop within 2 s: in uninterruptible sleep, or frozen by its cgroup
+ *   -ETIMEDOUT it did not stop within 10 s: in uninterruptible sleep, or frozen by its cgroup
  *   -EMFILE, -ENOMEM (also: small has a gap), -EINVAL (n), -EIO (the helper died)
  */
 int fm_attach_uffds(int pid, const struct fm_attach_range *small, unsigned n, struct fm_attached *out,

@@ -314,11 +314,11 @@ print(n)
 
 @test "100 attaches to one QEMU: for how long it stood still, and nothing is left in it" {
 	cc -std=c11 -D_GNU_SOURCE -O2 -I"$FM_ROOT/lib" -o "$FM_TMP/attach" "$FM_ROOT"/bench/attach.c "$FM_ROOT"/lib/{attach,inject,proc}.c
-	start_vm
+	start_vm "${SHARED[@]}"
 	run timeout 60 "$FM_TMP/attach" "$VM_PID" 100 1
 	echo "$output"
 	[ "$status" -eq 0 ]
-	[[ ${lines[0]} == '100 attaches, 1 userfaultfd each'* ]]
+	[[ ${lines[0]} == '100 attaches, 1 userfaultfd each'*', MADV_NOHUGEPAGE among them'* ]]
 	echo "# ${lines[1]}" >&3
 	[ "$(find "/proc/$VM_PID/fd" -lname '*userfaultfd*' | wc -l)" = 0 ]
 	[[ $(hmp 'info status') == *paused* ]]
