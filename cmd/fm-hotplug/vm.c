@@ -268,12 +268,16 @@ int vm_check_status(struct vm *vm)
 	return r;
 }
 
+/* What QEMU calls something. Its ids are letters, digits, '-', '.' and '_'; what else it says must not get to a terminal, nor look like two words. */
 static void copy_text(char *to, size_t cap, const json_t *json, const char *key)
 {
 	const char *s = json_string_value(json_object_get(json, key));
 	const char *slash = s ? strrchr(s, '/') : NULL; /* "/objects/ID" */
 
 	snprintf(to, cap, "%s", slash ? slash + 1 : s ? s : "");
+	for (; *to; to++)
+		if (*to <= ' ' || *to > '~')
+			*to = '_';
 }
 
 static uint64_t integer(const json_t *json, const char *key)

@@ -605,6 +605,33 @@ while True:
 	[ "$(regions)" = 0 ]
 }
 
+@test "--list: what a VM calls its devices gets to no terminal as it is" {
+	start_faultd
+	python3 -c '
+import json, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen(5)
+answers = {"query-memdev": [{"id": "ram\u001b[31m0", "size": 1 << 24, "share": True}], "query-name": {"name": "a\u001bb"},
+           "query-memory-devices": [{"type": "dimm", "data": {"id": "\u001b[2Jx\nfm9 dimm", "memdev": "/objects/m", "addr": 1 << 32, "size": 1 << 27, "slot": 0, "node": 0}}]}
+while True:
+    c, _ = s.accept()
+    f = c.makefile("rw")
+    f.write("{\"QMP\": {}}\n")
+    f.flush()
+    for line in f:
+        r = json.loads(line)
+        f.write(json.dumps({"return": answers.get(r["execute"], {}), "id": r.get("id")}) + "\n")
+        f.flush()' "$QMP" 3>&- < /dev/null &
+	track $!
+	wait_for 10 test -S "$QMP"
+	timeout 20 "$FM_BIN/fm-hotplug" --list "$QMP" > "$FM_TMP/list" 2>&1 3>&- || true
+	cat -v "$FM_TMP/list"
+	grep -q '^_\[2Jx_fm9_dimm  *dimm ' "$FM_TMP/list"
+	! grep -q "$(printf '\033')" "$FM_TMP/list" || false
+	! grep -q '^fm9' "$FM_TMP/list" || false
+}
+
 @test "--attach that is interrupted leaves no userfaultfd behind; ids may be long" {
 	local id=ram-0123456789abcdef-0123456789abcdef-0123456789abcdef i delay
 	start_faultd
