@@ -162,6 +162,30 @@ nothing_lost() {
 	stop_faultd
 }
 
+@test "pages move at a bounded rate" {
+	local began took moved
+	mc_start a
+	mc_start b
+	start_faultd --local 256p --store "memcached:${MC_AT[a]}"
+	lost_start one --size $((96 << 20))
+	lost_say one 60 fill
+	"$FM_BIN/fm-evict" --all one
+	moved=$("$FM_BIN/fm-stat" -j | jq .placement.pages_moved)
+	began=${EPOCHREALTIME/./}
+	"$FM_BIN/fm-evict" --add-server "${MC_AT[b]}"
+	timeout 100 "$FM_BIN/fm-evict" --drain-server "${MC_AT[a]}"
+	took=$((${EPOCHREALTIME/./} - began))
+	moved=$(($("$FM_BIN/fm-stat" -j | jq .placement.pages_moved) - moved))
+	echo "# $moved pages moved in $((took / 1000)) ms" >&3
+	# 64 MiB/s at most, that is 60 us a page.
+	[ "$moved" -ge 24576 ]
+	[ "$took" -ge $((moved * 55)) ]
+	lost_say one 60 check
+	[ "$(lost_number right)" -eq 24576 ]
+	lost_end one
+	stop_faultd
+}
+
 @test "fewer servers than copies: said by who drains one, and by fm-faultd, as long as it is so" {
 	mc_start a
 	mc_start b
