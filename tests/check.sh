@@ -214,12 +214,13 @@ suite_lint() {
 	check 'lint gcc -fanalyzer' each_c gcc -fanalyzer -Wno-analyzer-malloc-leak \
 		-Wno-analyzer-use-of-uninitialized-value -Werror -O1 -std=c11 "${flags[@]}" -c \
 		-o /dev/null '{}' || true
-	# Of `[ a ] && [ b ]` in the middle of a test nobody notices that a is false: a line each.
+	# Of `[ a ] && [ b ]` in the middle of a test nobody notices that a is false: a line each. Nor that `! a` is: `! a || false`.
 	# shellcheck disable=SC2016 # awk's own
 	check 'lint assertions' awk '
 		FNR == 1 { line = "" }
 		line && NF { if ($1 !~ /^}/) { print at ": " line; bad = 1 } line = "" }
 		/^\t+\[.*\] && !?\[/ && !/\|\|/ && !/&&$/ { line = $0; at = FILENAME ":" FNR }
+		/^\t+! / && !/\|\|/ && !/&&$/ { line = $0; at = FILENAME ":" FNR }
 		END { exit bad }' tests/*/*.bats tests/*/*.bash || true
 	check 'lint mandoc' mandoc -Tlint -W warning man/*.8 || true
 }
