@@ -229,7 +229,7 @@ static void guard_run_dir(const struct faultd *d)
 		return;
 	/* With the sticky bit he cannot; a tmpfs is mounted so, and /tmp is others' too. */
 	if (st.st_mode & S_ISVTX)
-		fm_warn("%s: the run directory may be written by everybody", d->run_dir);
+		fm_info("%s: the run directory may be written by everybody", d->run_dir);
 	else if (fchmod(d->run_fd, st.st_mode & 07775) == 0)
 		fm_warn("%s: the run directory could be written by everybody: not any more", d->run_dir);
 	else

@@ -25,7 +25,7 @@ teardown() {
 	[ -z "${PUBLIC-}" ] || rm -rf "$PUBLIC"
 }
 
-@test "a run directory that everybody may write is not left so; one with the sticky bit is warned of" {
+@test "a run directory that everybody may write is not left so; one with the sticky bit is told of" {
 	mkdir "$FM_RUN_DIR"
 	chmod 777 "$FM_RUN_DIR"
 	start_faultd
@@ -34,7 +34,7 @@ teardown() {
 	stop_faultd
 	# As a tmpfs is mounted.
 	chmod 1777 "$FM_RUN_DIR"
-	start_faultd
+	start_faultd -v
 	grep -q 'the run directory may be written by everybody' "$FM_TMP/faultd.log"
 	[ "$(stat -c %a "$FM_RUN_DIR")" = 1777 ]
 	stop_faultd

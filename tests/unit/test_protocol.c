@@ -81,9 +81,11 @@ static void run(const char *name, const struct trouble *what, unsigned seconds, 
 	   sum.prefetched, sum.zeroed_ahead, sum.prefetch_hits, sum.prefetch_wasted);
 	check_books(name);
 
-	/* What is left to delete gets deleted, however often it fails. */
-	for (unsigned i = 0; i == 0 || (i < 10000 && fm_queue_count(t.evict.deletes)); i++)
+	/* What is left to delete gets deleted, however often it fails; after a failure it rests for a moment. */
+	for (unsigned i = 0; i == 0 || (i < 30000 && fm_queue_count(t.evict.deletes)); i++) {
 		fm_evict_drain(&t.evictor, &t.evict);
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	}
 	is_u64(fm_queue_count(t.evict.deletes), 0, "%s: all deletes done in the end", name);
 	news = 0;
 	fm_evict_sweep(&t.evictor, &t.evict);
