@@ -45,15 +45,16 @@ static int new_size(const struct options *o, const struct device *d, uint64_t *b
 {
 	/* From what the guest was asked for: it may still be on its way there, and a step back takes back that. */
 	uint64_t by = o->pages * FM_PAGE_SIZE, from = d->requested;
-	char have[16], asked[16], max[16];
+	char have[16], text[16], max[16], asked[40] = "";
 
 	if (o->shrink ? by <= from : from <= d->max_bytes && by <= d->max_bytes - from) {
 		*bytes = o->shrink ? from - by : from + by;
 		return FM_EXIT_OK;
 	}
-	fm_warn("%s: device '%s': it has %s, is asked for %s and can have 0 to %s", o->vm, d->id,
-		d->bytes ? fm_size_format(d->bytes / FM_PAGE_SIZE, have) : "0", from ? fm_size_format(from / FM_PAGE_SIZE, asked) : "0",
-		fm_size_format(d->max_bytes / FM_PAGE_SIZE, max));
+	if (from != d->bytes)
+		snprintf(asked, sizeof asked, ", is asked for %s", from ? fm_size_format(from / FM_PAGE_SIZE, text) : "0");
+	fm_warn("%s: device '%s': it has %s%s and can have 0 to %s", o->vm, d->id, d->bytes ? fm_size_format(d->bytes / FM_PAGE_SIZE, have) : "0",
+		asked, fm_size_format(d->max_bytes / FM_PAGE_SIZE, max));
 	return FM_EXIT_FAILED;
 }
 
